@@ -1,0 +1,152 @@
+"""The one place that joins config, data-set metadata and modules: `build_model` and `load_model`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from yacs.config import CfgNode
+
+from maskformer.checkpoint import load_weights
+from maskformer.config import get_cfg
+from maskformer.data.catalog import Metadata, get_metadata
+from maskformer.device import resolve_device
+from maskformer.errors import UserError
+from maskformer.modeling.criterion import MaskCriterion, PixelCriterion
+from maskformer.modeling.matcher import FixedMatcher, HungarianMatcher
+from maskformer.modeling.meta_arch import MaskFormer, SemanticSegmentor
+from maskformer.modeling.network import build_network
+
+
+def build_matcher(cfg: CfgNode) -> HungarianMatcher | FixedMatcher:
+    """The matcher that ``MODEL.MASK_FORMER.MATCHER`` names.
+
+    Raises:
+        UserError: if fixed matching is asked for and there is not one query per class.
+    """
+    settings = cfg.MODEL.MASK_FORMER
+    if settings.MATCHER == "hungarian":
+        return HungarianMatcher(mask_weight=settings.MASK_WEIGHT, dice_weight=settings.DICE_WEIGHT)
+    queries, classes = settings.NUM_OBJECT_QUERIES, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    if queries != classes:
+        raise UserError(
+            f"MODEL.MASK_FORMER.MATCHER 'fixed' needs one query per class, but MODEL.MASK_FORMER.NUM_OBJECT_QUERIES is {queries} "
+            f"and MODEL.SEM_SEG_HEAD.NUM_CLASSES is {classes}; make them equal"
+        )
+    return FixedMatcher()
+
+
+def build_criterion(cfg: CfgNode) -> MaskCriterion | PixelCriterion:
+    """The training objective of ``MODEL.META_ARCHITECTURE``."""
+    head = cfg.MODEL.SEM_SEG_HEAD
+    if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
+        return PixelCriterion(ignore_label=head.IGNORE_VALUE, stride=head.COMMON_STRIDE, loss_weight=head.LOSS_WEIGHT)
+    settings = cfg.MODEL.MASK_FORMER
+    return MaskCriterion(
+        num_classes=head.NUM_CLASSES,
+        num_queries=settings.NUM_OBJECT_QUERIES,
+        matcher=build_matcher(cfg),
+        no_object_weight=settings.NO_OBJECT_WEIGHT,
+        mask_weight=settings.MASK_WEIGHT,
+        dice_weight=settings.DICE_WEIGHT,
+        normalizer=cfg.SOLVER.LOSS_NORMALIZER,
+    )
+
+
+def thing_flags(cfg: CfgNode, metadata: Metadata | None) -> tuple[bool, ...]:
+    """Which classes are countable, from the data set that the model is trained on.
+
+    Raises:
+        UserError: if panoptic or instance results are asked for and nothing says which classes are countable.
+    """
+    test = cfg.MODEL.MASK_FORMER.TEST
+    if metadata is None and cfg.DATASETS.TRAIN:
+        metadata = get_metadata(cfg.DATASETS.TRAIN[0])
+    if metadata is not None:
+        return tuple(metadata.things)
+    if test.PANOPTIC_ON or test.INSTANCE_ON:
+        raise UserError(
+            "MODEL.MASK_FORMER.TEST.PANOPTIC_ON or INSTANCE_ON needs to know which classes are things; "
+            "name the training data set in DATASETS.TRAIN"
+        )
+    return ()
+
+
+def build_model(cfg: CfgNode, metadata: Metadata | None = None) -> MaskFormer | SemanticSegmentor:
+    """The meta-architecture of a config with random weights, on ``cfg.MODEL.DEVICE``, in training mode.
+
+    Args:
+        cfg: see `maskformer.get_cfg`.
+        metadata: of the data set; None takes the catalog's, by ``cfg.DATASETS.TRAIN[0]`` (class tables, no images needed).
+
+    Raises:
+        UserError: if the config or the data set cannot make a model.
+    """
+    things = thing_flags(cfg, metadata)
+    classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    if things and len(things) != classes:
+        raise UserError(
+            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {classes}, but {cfg.DATASETS.TRAIN[0] if metadata is None else metadata.name} "
+            f"has {len(things)} classes; set the key to {len(things)}"
+        )
+    network = build_network(cfg)
+    test = cfg.MODEL.MASK_FORMER.TEST
+    common: dict[str, Any] = {
+        "network": network,
+        "criterion": build_criterion(cfg),
+        "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+        "pixel_std": cfg.MODEL.PIXEL_STD,
+        "things": things,
+        "semantic_on": test.SEMANTIC_ON,
+        "panoptic_on": test.PANOPTIC_ON,
+        "instance_on": test.INSTANCE_ON,
+        "channels_last": cfg.MODEL.CHANNELS_LAST,
+    }
+    backbone_divisibility = _backbone_divisibility(network)
+    model: MaskFormer | SemanticSegmentor
+    if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
+        model = SemanticSegmentor(size_divisibility=backbone_divisibility, **common)
+    else:
+        divisibility = cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY
+        model = MaskFormer(
+            size_divisibility=backbone_divisibility if divisibility < 0 else divisibility,
+            object_mask_threshold=test.OBJECT_MASK_THRESHOLD,
+            overlap_threshold=test.OVERLAP_THRESHOLD,
+            resize_before_inference=test.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE,
+            **common,
+        )
+    return model.to(resolve_device(cfg.MODEL.DEVICE))
+
+
+def _backbone_divisibility(network: nn.Module) -> int:
+    backbone: Any = network.backbone
+    return int(backbone.size_divisibility)
+
+
+def load_model(
+    config_file: str, weights: str | None = None, overrides: Sequence[str] = ()
+) -> MaskFormer | SemanticSegmentor:
+    """A model ready to predict: config, weights and evaluation mode.
+
+    Args:
+        config_file: a YAML file, or the path of one that comes with the package, such as
+            ``configs/ade20k-150/maskformer_R50_bs16_160k.yaml``.
+        weights: path or address of a weight file of any family that `load_weights` reads; None takes ``MODEL.WEIGHTS``.
+        overrides: ``KEY, VALUE, …`` as on the command line.
+
+    Raises:
+        UserError: if config or weights cannot be used.
+    """
+    cfg = get_cfg(config_file, overrides)
+    model = build_model(cfg)
+    load_weights(model, weights or cfg.MODEL.WEIGHTS)
+    return model.eval()
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Number of trained and of frozen parameters (buffers such as frozen batch norm are neither)."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return trained, sum(p.numel() for p in model.parameters()) - trained
+
+

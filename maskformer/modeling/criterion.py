@@ -1,0 +1,203 @@
+"""The training objectives: mask classification (matching, class and mask losses over all layers) and per-pixel cross-entropy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maskformer.errors import UserError
+from maskformer.modeling.losses import upsampled_mask_losses
+from maskformer.modeling.matcher import Match
+from maskformer.structures import MaskPredictions, PixelPredictions, SegmentMap
+
+Matcher = Callable[[MaskPredictions, Sequence[SegmentMap]], list[list[Match]]]
+
+
+class LossNormalizers(NamedTuple):
+    """What the losses of a step are divided by; added up over everything that makes up the step before the forward pass.
+
+    Attributes:
+        segments: number of ground-truth segments, unmatched ones included.
+        class_weight: sum of the class weights of all queries.
+        pixels: number of supervised pixels (per-pixel models).
+    """
+
+    segments: float = 0.0
+    class_weight: float = 0.0
+    pixels: float = 0.0
+
+    def plus(self, other: LossNormalizers) -> LossNormalizers:
+        """The normalisers of both together."""
+        return LossNormalizers(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+def layer_suffix(layer: int, layers: int) -> str:
+    """Published suffix of a layer's losses: none for the last, ``_0 … _{L-2}`` for the earlier ones."""
+    return "" if layer == layers - 1 else f"_{layer}"
+
+
+class MaskCriterion(nn.Module):
+    """Class, mask and dice losses of matched queries, for every decoder layer (paper, equation 2 and section 3.3).
+
+    Args:
+        num_classes: K; class K is *no object*.
+        num_queries: Q.
+        matcher: predictions and segments -> matches[layer][image].
+        no_object_weight: weight of *no object* in the cross-entropy.
+        mask_weight: weight of the focal loss.
+        dice_weight: weight of the dice loss.
+        normalizer: "global" divides the class loss by the weights of the whole step, "rank" by those of this call, as published.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        num_queries: int,
+        matcher: Matcher,
+        no_object_weight: float = 0.1,
+        mask_weight: float = 20.0,
+        dice_weight: float = 1.0,
+        normalizer: str = "global",
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.num_queries = num_queries
+        self.matcher = matcher
+        self.mask_weight = mask_weight
+        self.dice_weight = dice_weight
+        self.no_object_weight = no_object_weight
+        self.normalizer = normalizer
+        weight = torch.ones(num_classes + 1)
+        weight[-1] = no_object_weight
+        self.class_weights: Tensor
+        self.register_buffer("class_weights", weight, persistent=False)
+
+    def loss_normalizers(self, segments: Sequence[SegmentMap]) -> LossNormalizers:
+        """What a batch with these segments contributes; needs no predictions, since matching pairs min(M, Q) queries."""
+        matched = sum(min(len(image), self.num_queries) for image in segments)
+        unmatched = len(segments) * self.num_queries - matched
+        return LossNormalizers(
+            segments=float(sum(len(image) for image in segments)),
+            class_weight=matched + self.no_object_weight * unmatched,
+        )
+
+    def forward(
+        self, predictions: MaskPredictions, segments: Sequence[SegmentMap], normalizers: LossNormalizers | None = None
+    ) -> dict[str, Tensor]:
+        """Weighted losses under their published names.
+
+        Args:
+            predictions: class logits (L, B, Q, K+1) and mask logits (L, B, Q, h, w).
+            segments: the segments of each of the B images, on H×W maps of one size.
+            normalizers: of the whole step; None means that this call is the whole step.
+
+        Returns:
+            ``loss_ce``, ``loss_mask``, ``loss_dice`` of the last layer, with ``_0 … _{L-2}`` of the earlier ones: float32 scalars.
+        """
+        own = self.loss_normalizers(segments)
+        whole = own if normalizers is None else normalizers
+        class_normalizer = whole.class_weight if self.normalizer == "global" else own.class_weight
+        matches = self.matcher(predictions, segments)
+        layers = predictions.class_logits.shape[0]
+        losses: dict[str, Tensor] = {}
+        with torch.autocast(predictions.class_logits.device.type, enabled=False):
+            masks = [image.masks() for image in segments]
+            for layer in range(layers):
+                suffix = layer_suffix(layer, layers)
+                class_loss = self.class_loss(predictions.class_logits[layer], segments, matches[layer])
+                focal, dice = self.mask_losses(predictions.mask_logits[layer], masks, matches[layer])
+                losses["loss_ce" + suffix] = class_loss / class_normalizer
+                losses["loss_mask" + suffix] = self.mask_weight * focal / max(1.0, whole.segments)
+                losses["loss_dice" + suffix] = self.dice_weight * dice / max(1.0, whole.segments)
+        return losses
+
+    def class_loss(self, class_logits: Tensor, segments: Sequence[SegmentMap], matches: Sequence[Match]) -> Tensor:
+        """Weighted cross-entropy of one layer, summed over all queries, unmatched ones against *no object*.
+
+        Args:
+            class_logits: (B, Q, K+1).
+            segments: the segments of each image.
+            matches: of this layer, per image.
+        """
+        target = torch.full(class_logits.shape[:2], self.num_classes, dtype=torch.int64, device=class_logits.device)
+        for b, (queries, matched) in enumerate(matches):
+            target[b, queries.to(target.device)] = segments[b].labels[matched.to(target.device)]
+        return F.cross_entropy(
+            class_logits.float().flatten(0, 1), target.flatten(), weight=self.class_weights, reduction="sum"
+        )
+
+    def mask_losses(
+        self, mask_logits: Tensor, masks: Sequence[Tensor], matches: Sequence[Match]
+    ) -> tuple[Tensor, Tensor]:
+        """Focal and dice loss of one layer, summed over matched pairs.
+
+        Args:
+            mask_logits: (B, Q, h, w).
+            masks: per image (M, H, W) bool.
+            matches: of this layer, per image.
+        """
+        device = mask_logits.device
+        matched_logits = torch.cat([mask_logits[b, queries.to(device)] for b, (queries, _) in enumerate(matches)])
+        targets = torch.cat([masks[b][index.to(device)] for b, (_, index) in enumerate(matches)])
+        focal, dice = upsampled_mask_losses(matched_logits, targets)
+        return focal.sum(), dice.sum()
+
+
+class PixelCriterion(nn.Module):
+    """Cross-entropy of per-pixel classification, logits upsampled by the head's stride (paper, section 3.1).
+
+    Args:
+        ignore_label: value of unsupervised pixels in label maps.
+        stride: of the logits; images must be divisible by it.
+        loss_weight: factor on the loss.
+    """
+
+    def __init__(self, *, ignore_label: int = 255, stride: int = 4, loss_weight: float = 1.0) -> None:
+        super().__init__()
+        self.ignore_label = ignore_label
+        self.stride = stride
+        self.loss_weight = loss_weight
+
+    def loss_normalizers(self, segments: Sequence[SegmentMap]) -> LossNormalizers:
+        """Number of supervised pixels of a batch."""
+        supervised = sum((image.ids >= 0).any(0).sum() for image in segments)
+        return LossNormalizers(pixels=float(supervised))
+
+    def forward(
+        self, predictions: PixelPredictions, segments: Sequence[SegmentMap], normalizers: LossNormalizers | None = None
+    ) -> dict[str, Tensor]:
+        """Weighted losses under their published names.
+
+        Args:
+            predictions: logits (L, B, K, h, w).
+            segments: the segments of each of the B images, on H×W maps of one size.
+            normalizers: of the whole step; None means that this call is the whole step.
+
+        Returns:
+            ``loss_sem_seg`` of the last layer, ``loss_sem_seg_0 …`` of the earlier ones: float32 scalars.
+
+        Raises:
+            UserError: if H or W is not a multiple of the stride.
+        """
+        truth = torch.stack([image.label_map(self.ignore_label) for image in segments])
+        layers, _, _, height, width = predictions.logits.shape
+        if (height * self.stride, width * self.stride) != tuple(truth.shape[-2:]):
+            raise UserError(
+                f"per-pixel models train on sizes divisible by {self.stride}, not on {truth.shape[-2]}x{truth.shape[-1]}; "
+                "set INPUT.CROP.SIZE and INPUT.SIZE_DIVISIBILITY to multiples of it"
+            )
+        pixels = (self.loss_normalizers(segments) if normalizers is None else normalizers).pixels
+        losses = {}
+        with torch.autocast(truth.device.type, enabled=False):
+            for layer, logits in enumerate(predictions.logits):
+                full = F.interpolate(
+                    logits.float(), scale_factor=float(self.stride), mode="bilinear", align_corners=False
+                )
+                total = F.cross_entropy(full, truth, ignore_index=self.ignore_label, reduction="sum")
+                losses["loss_sem_seg" + layer_suffix(layer, layers)] = self.loss_weight * total / max(1.0, pixels)
+        return losses
