@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskformer.errors import UserError
-from maskformer.modeling.losses import upsampled_mask_losses
+from maskformer.modeling.losses import matched_mask_losses
 from maskformer.modeling.matcher import Match
 from maskformer.structures import MaskPredictions, PixelPredictions, SegmentMap
 
@@ -106,14 +106,13 @@ class MaskCriterion(nn.Module):
         layers = predictions.class_logits.shape[0]
         losses: dict[str, Tensor] = {}
         with torch.autocast(predictions.class_logits.device.type, enabled=False):
-            masks = [image.masks() for image in segments]
+            focal, dice = self.mask_losses(predictions.mask_logits, segments, matches)
             for layer in range(layers):
                 suffix = layer_suffix(layer, layers)
                 class_loss = self.class_loss(predictions.class_logits[layer], segments, matches[layer])
-                focal, dice = self.mask_losses(predictions.mask_logits[layer], masks, matches[layer])
                 losses["loss_ce" + suffix] = class_loss / class_normalizer
-                losses["loss_mask" + suffix] = self.mask_weight * focal / max(1.0, whole.segments)
-                losses["loss_dice" + suffix] = self.dice_weight * dice / max(1.0, whole.segments)
+                losses["loss_mask" + suffix] = self.mask_weight * focal[layer] / max(1.0, whole.segments)
+                losses["loss_dice" + suffix] = self.dice_weight * dice[layer] / max(1.0, whole.segments)
         return losses
 
     def class_loss(self, class_logits: Tensor, segments: Sequence[SegmentMap], matches: Sequence[Match]) -> Tensor:
@@ -132,20 +131,31 @@ class MaskCriterion(nn.Module):
         )
 
     def mask_losses(
-        self, mask_logits: Tensor, masks: Sequence[Tensor], matches: Sequence[Match]
+        self, mask_logits: Tensor, segments: Sequence[SegmentMap], matches: Sequence[Sequence[Match]]
     ) -> tuple[Tensor, Tensor]:
-        """Focal and dice loss of one layer, summed over matched pairs.
+        """Focal and dice loss of each layer, (L,) each, summed over matched pairs; all layers and images in one call.
 
         Args:
-            mask_logits: (B, Q, h, w).
-            masks: per image (M, H, W) bool.
-            matches: of this layer, per image.
+            mask_logits: (L, B, Q, h, w).
+            segments: the segments of each image.
+            matches: per layer and image.
         """
-        device = mask_logits.device
-        matched_logits = torch.cat([mask_logits[b, queries.to(device)] for b, (queries, _) in enumerate(matches)])
-        targets = torch.cat([masks[b][index.to(device)] for b, (_, index) in enumerate(matches)])
-        focal, dice = upsampled_mask_losses(matched_logits, targets)
-        return focal.sum(), dice.sum()
+        device, layers = mask_logits.device, mask_logits.shape[0]
+        index: list[Tensor] = []  # rows: layer, image, query, plane of the id map, segment
+        first_map = 0
+        for b, image in enumerate(segments):
+            planes = image.planes.cpu()
+            for layer in range(layers):
+                queries, matched = matches[layer][b]
+                where = torch.tensor([[layer], [b]]).expand(2, len(queries))
+                index.append(torch.cat([where, queries[None], first_map + planes[matched][None], matched[None]]))
+            first_map += image.ids.shape[0]
+        # One copy to the device for the whole batch.
+        layer_of, image_of, query_of, map_of, segment_of = torch.cat(index, 1).to(device)
+        ids = torch.cat([image.ids.to(torch.int32) for image in segments])
+        focal, dice = matched_mask_losses(mask_logits[layer_of, image_of, query_of], ids, map_of, segment_of)
+        zeros = focal.new_zeros(layers)
+        return zeros.index_add(0, layer_of, focal), zeros.index_add(0, layer_of, dice)
 
 
 class PixelCriterion(nn.Module):

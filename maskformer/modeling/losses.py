@@ -1,10 +1,17 @@
-"""Mask losses: binary focal and soft dice, over matched pairs and over all (query, segment) pairs.
+"""Mask losses: binary focal and soft dice, exact and memory-lean, over matched pairs and over all (query, segment) pairs.
 
-These are the straightforward transcriptions of the formulas (paper, section 3.3 and appendix A; focal loss: Lin et al. 2017,
-dice: Milletari et al. 2016). They are the oracle that every faster version has to equal.
+`matched_mask_losses` equals `reference_losses.upsampled_mask_losses` in value and gradient. It walks over the masks in chunks that fit
+the processor's cache: a chunk is upsampled, compared with the id map, summed, differentiated in closed form and reduced to a
+gradient at the resolution of the prediction, before the next one begins. No full-size mask survives its chunk.
+
+With z = (1 - 2t)·x, q = sigmoid(z) is the probability of the wrong answer, and
+focal = α_t·q²·softplus(z), d focal/dx = (1 - 2t)·α_t·q²·(2(1 - q)·softplus(z) + q);
+dice = 1 - n/d with n = 2Σpt + 1 and d = Σp + Σt + 1, d dice/dx = q(1 - q)·(n/d² - 2t/d).
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,38 +19,8 @@ from torch import Tensor
 
 FOCAL_ALPHA = 0.25
 FOCAL_GAMMA = 2.0
-
-
-def sigmoid_focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean binary focal loss of each mask, α = 0.25 on the foreground, γ = 2.
-
-    Args:
-        logits: (N, H·W) mask logits.
-        targets: (N, H·W) 0 or 1, floating point.
-
-    Returns:
-        (N,) losses ≥ 0.
-    """
-    probability = logits.sigmoid()
-    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    probability_of_truth = probability * targets + (1 - probability) * (1 - targets)
-    alpha = FOCAL_ALPHA * targets + (1 - FOCAL_ALPHA) * (1 - targets)
-    return (alpha * (1 - probability_of_truth) ** FOCAL_GAMMA * cross_entropy).mean(1)
-
-
-def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Soft dice loss of each mask, 1 - (2Σpt + 1) / (Σp + Σt + 1).
-
-    Args:
-        logits: (N, H·W) mask logits.
-        targets: (N, H·W) 0 or 1, floating point.
-
-    Returns:
-        (N,) losses in [0, 1].
-    """
-    probability = logits.sigmoid()
-    overlap = 2 * (probability * targets).sum(1)
-    return 1 - (overlap + 1) / (probability.sum(1) + targets.sum(1) + 1)
+# Full-size pixels handled at once; about ten float32 arrays of this length are alive.
+CHUNK_PIXELS = 1 << 18
 
 
 def pairwise_focal_cost(logits: Tensor, targets: Tensor) -> Tensor:
@@ -78,19 +55,78 @@ def pairwise_dice_cost(logits: Tensor, targets: Tensor) -> Tensor:
     return 1 - (overlap + 1) / (probability.sum(-1, keepdim=True) + targets.sum(-1) + 1)
 
 
-def upsampled_mask_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Focal and dice losses of N masks, predictions upsampled bilinearly to the size of the targets.
+class _MatchedMaskLosses(torch.autograd.Function):
+    """Focal and dice loss of (N, h, w) logits against N segments of id maps; see `matched_mask_losses`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, ids: Tensor, maps: Tensor, segments: Tensor, need_gradient: bool
+    ) -> tuple[Tensor, Tensor]:
+        """(N, h, w) logits, (R, H, W) id maps, (N,) map of each mask, (N,) id of each mask -> (N,) focal, (N,) dice."""
+        count, pixels = len(logits), ids.shape[-2] * ids.shape[-1]
+        focal, dice = logits.new_empty(count), logits.new_empty(count)
+        gradients = logits.new_empty((2, *logits.shape)) if need_gradient else None
+        step = max(1, CHUNK_PIXELS // pixels)
+        for start in range(0, count, step):
+            part = slice(start, start + step)
+            truth = ids[maps[part]] == segments[part, None, None]
+            focal[part], dice[part], both = _chunk_losses(logits[part], truth, need_gradient)
+            if gradients is not None and both is not None:
+                gradients[:, part] = both
+        ctx.save_for_backward(*([] if gradients is None else [gradients]))
+        return focal, dice
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None, None]:
+        """(N,) gradients of focal and dice -> (N, h, w) gradient of the logits."""
+        (gradients,) = ctx.saved_tensors
+        focal, dice = upstream
+        return gradients[0] * focal[:, None, None] + gradients[1] * dice[:, None, None], None, None, None, None
+
+
+def _chunk_losses(logits: Tensor, truth: Tensor, need_gradient: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Focal (n,), dice (n,) and their (2, n, h, w) gradients, for (n, h, w) logits and (n, H, W) bool truth."""
+    size, pixels = truth.shape[-2:], truth[0].numel()
+    x = F.interpolate(logits[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+    t = truth.to(x.dtype)
+    sign = 1 - 2 * t
+    z = x.mul_(sign)
+    softplus = F.softplus(z)
+    q = z.sigmoid_()
+    weighted = q.square().mul_(t.mul(2 * FOCAL_ALPHA - 1).add_(1 - FOCAL_ALPHA))  # α_t·q²
+    focal = torch.linalg.vecdot(weighted.flatten(1), softplus.flatten(1)) / pixels
+    area = t.flatten(1).sum(1)
+    wrong_inside = torch.linalg.vecdot(q.flatten(1), t.flatten(1))
+    overlap = area - wrong_inside  # Σpt, since p = 1 - q inside the segment
+    numerator = 2 * overlap + 1
+    denominator = overlap + (q.flatten(1).sum(1) - wrong_inside) + area + 1
+    dice = 1 - numerator / denominator
+    if not need_gradient:
+        return focal, dice, None
+    right = 1 - q
+    focal_gradient = softplus.mul_(right).mul_(2).add_(q).mul_(weighted).mul_(sign).div_(pixels)
+    inside, outside = -2 / denominator, numerator / denominator.square()
+    dice_gradient = t.mul_(inside[:, None, None]).add_(outside[:, None, None]).mul_(q).mul_(right)
+    full = torch.stack((focal_gradient, dice_gradient))
+    low = torch.ops.aten.upsample_bilinear2d_backward(full, list(size), [2, *logits.shape], False)
+    return focal, dice, low
+
+
+def matched_mask_losses(logits: Tensor, ids: Tensor, maps: Tensor, segments: Tensor) -> tuple[Tensor, Tensor]:
+    """Focal and dice losses of N matched masks, predictions upsampled bilinearly to the size of the id maps.
 
     Args:
-        logits: (N, h, w) matched mask logits.
-        targets: (N, H, W) bool masks of their segments.
+        logits: (N, h, w) matched mask logits of any floating type; computed in float32 (float64 stays).
+        ids: (R, H, W) integer id maps, one per image and plane.
+        maps: (N,) int64, the map that holds the segment of each mask.
+        segments: (N,) id of the segment in its map.
 
     Returns:
-        Focal and dice loss, (N,) each, in float32.
+        Focal and dice loss, (N,) each.
     """
     if len(logits) == 0:  # still depends on the logits, so that every parameter takes part in every loss
         empty = logits.float().flatten(1).sum(1)
         return empty, empty
-    full = F.interpolate(logits.float()[:, None], size=targets.shape[-2:], mode="bilinear", align_corners=False)
-    flat, truth = full.flatten(1), targets.flatten(1).to(torch.float32)
-    return sigmoid_focal_loss(flat, truth), dice_loss(flat, truth)
+    exact = logits if logits.dtype == torch.float64 else logits.float()
+    need_gradient = torch.is_grad_enabled() and logits.requires_grad
+    return _MatchedMaskLosses.apply(exact, ids, maps, segments.to(ids.dtype), need_gradient)  # type: ignore[no-any-return]

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from maskformer.errors import UserError
 from maskformer.modeling.criterion import LossNormalizers, MaskCriterion, PixelCriterion
-from maskformer.modeling.losses import dice_loss, pairwise_dice_cost, pairwise_focal_cost, sigmoid_focal_loss
+from maskformer.modeling.losses import pairwise_dice_cost, pairwise_focal_cost
 from maskformer.modeling.matcher import FixedMatcher, HungarianMatcher
+from maskformer.modeling.reference_losses import dice_loss, sigmoid_focal_loss
 from maskformer.structures import MaskPredictions, PixelPredictions, SegmentMap
 
 PARITY = Path(__file__).parents[2] / "data" / "parity"
