@@ -1,0 +1,235 @@
+"""Values that cannot work, found from the config alone before anything is built."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+from maskformer.config.compat import check_unread
+from maskformer.errors import UserError
+
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "MODEL.META_ARCHITECTURE": ("MaskFormer", "SemanticSegmentor"),
+    "MODEL.BACKBONE.NAME": ("build_resnet_backbone", "build_resnet_deeplab_backbone", "D2SwinTransformer", "timm"),
+    "MODEL.RESNETS.DEPTH": (18, 34, 50, 101, 152),
+    "MODEL.RESNETS.STEM_TYPE": ("basic", "deeplab"),
+    "MODEL.SEM_SEG_HEAD.NAME": ("MaskFormerHead", "PerPixelBaselineHead", "PerPixelBaselinePlusHead"),
+    "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": ("BasePixelDecoder", "TransformerEncoderPixelDecoder"),
+    "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE": ("res2", "res3", "res4", "res5", "transformer_encoder"),
+    "MODEL.MASK_FORMER.MATCHER": ("hungarian", "fixed"),
+    "INPUT.DATASET_MAPPER_NAME": ("mask_former_semantic", "mask_former_panoptic", "detr_panoptic"),
+    "INPUT.FORMAT": ("RGB", "BGR"),
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
+    "INPUT.CROP.TYPE": ("absolute", "absolute_range", "relative", "relative_range"),
+    "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler",),
+    "SOLVER.OPTIMIZER": ("ADAMW", "SGD"),
+    "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupPolyLR"),
+    "SOLVER.WARMUP_METHOD": ("linear", "constant"),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("full_model", "value", "norm"),
+    "SOLVER.LOSS_NORMALIZER": ("global", "rank"),
+}
+
+LENGTHS: dict[str, int] = {
+    "MODEL.PIXEL_MEAN": 3,
+    "MODEL.PIXEL_STD": 3,
+    "MODEL.RESNETS.RES5_MULTI_GRID": 3,
+    "MODEL.SWIN.DEPTHS": 4,
+    "MODEL.SWIN.NUM_HEADS": 4,
+    "INPUT.CROP.SIZE": 2,
+}
+
+# Bounds hold for every element of a list.
+POSITIVE = (
+    *("MODEL.PIXEL_STD", "MODEL.RESNETS.RES4_DILATION", "MODEL.RESNETS.RES5_DILATION", "MODEL.RESNETS.RES5_MULTI_GRID"),
+    *("MODEL.SWIN.PRETRAIN_IMG_SIZE", "MODEL.SWIN.PATCH_SIZE", "MODEL.SWIN.EMBED_DIM", "MODEL.SWIN.DEPTHS"),
+    *("MODEL.SWIN.NUM_HEADS", "MODEL.SWIN.WINDOW_SIZE", "MODEL.SWIN.MLP_RATIO"),
+    *("MODEL.SEM_SEG_HEAD.NUM_CLASSES", "MODEL.SEM_SEG_HEAD.CONVS_DIM", "MODEL.SEM_SEG_HEAD.MASK_DIM"),
+    *("MODEL.MASK_FORMER.HIDDEN_DIM", "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", "MODEL.MASK_FORMER.NHEADS"),
+    *("MODEL.MASK_FORMER.DIM_FEEDFORWARD", "MODEL.MASK_FORMER.DEC_LAYERS"),
+    *("INPUT.MIN_SIZE_TRAIN", "INPUT.MAX_SIZE_TRAIN", "INPUT.MAX_SIZE_TEST", "INPUT.CROP.SIZE"),
+    *("INPUT.CROP.SINGLE_CATEGORY_MAX_AREA", "DATALOADER.PREFETCH_FACTOR"),
+    *("SOLVER.BASE_LR", "SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.GAMMA"),
+    *("SOLVER.POLY_LR_POWER", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "SOLVER.CLIP_GRADIENTS.NORM_TYPE"),
+    *("SOLVER.CHECKPOINT_PERIOD", "TEST.IMS_PER_BATCH", "TEST.AUG.MIN_SIZES", "TEST.AUG.MAX_SIZE", "LOG_PERIOD"),
+)
+NOT_NEGATIVE = (
+    *("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT", "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS"),
+    *("MODEL.MASK_FORMER.NO_OBJECT_WEIGHT", "MODEL.MASK_FORMER.DICE_WEIGHT", "MODEL.MASK_FORMER.MASK_WEIGHT"),
+    *("MODEL.MASK_FORMER.ENC_LAYERS", "INPUT.MIN_SIZE_TEST", "DATALOADER.NUM_WORKERS"),
+    *("SOLVER.BACKBONE_MULTIPLIER", "SOLVER.WEIGHT_DECAY", "SOLVER.WEIGHT_DECAY_NORM", "SOLVER.WEIGHT_DECAY_EMBED"),
+    *("SOLVER.WARMUP_ITERS", "TEST.EVAL_PERIOD", "TEST.PICTURES", "CHECKPOINT.KEEP_LAST"),
+)
+SHARES = (  # [0, 1]
+    *("MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD", "MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD"),
+    *("SOLVER.POLY_LR_CONSTANT_ENDING", "SOLVER.WARMUP_FACTOR", "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA"),
+)
+RATES = (  # [0, 1)
+    *("MODEL.SWIN.DROP_RATE", "MODEL.SWIN.ATTN_DROP_RATE", "MODEL.SWIN.DROP_PATH_RATE", "MODEL.MASK_FORMER.DROPOUT"),
+    "SOLVER.MOMENTUM",
+)
+NOT_EMPTY = ("MODEL.SEM_SEG_HEAD.IN_FEATURES", "INPUT.MIN_SIZE_TRAIN", "TEST.AUG.MIN_SIZES", "OUTPUT_DIR")
+
+
+class _Checker:
+    """The flat values with the one way to refuse them."""
+
+    def __init__(self, values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
+        self.values = values
+        self.origins = origins
+
+    def __getitem__(self, key: str) -> Any:
+        return self.values[key]
+
+    def refuse(self, key: str, why: str) -> NoReturn:
+        """Raise the one sentence: where, key, value, and why with the remedy."""
+        raise UserError(f"{self.origins.get(key, '')}{key} is {self.values[key]!r}{why}")
+
+    def bound(self, keys: tuple[str, ...], holds: Callable[[float], bool], words: str) -> None:
+        """Refuse a number, or an element of a list, for which ``holds`` is false."""
+        for key in keys:
+            value = self.values[key]
+            numbers = value if isinstance(value, (list, tuple)) else [value]
+            if not all(holds(number) for number in numbers):
+                self.refuse(key, f" but must be {words}: change it")
+
+
+def validate_values(values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
+    """Refuse values that cannot work.
+
+    Args:
+        values: flat config, dotted key to value, of the right types.
+        origins: where a key was set, as it should stand in front of a message; keys may be missing.
+
+    Raises:
+        UserError: the first value that cannot work.
+    """
+    check_unread(values, origins)
+    checker = _Checker(values, origins)
+    for key, choices in CHOICES.items():
+        if values[key] not in choices:
+            checker.refuse(key, f" but must be {' or '.join(map(repr, choices))}: choose one of them")
+    for key, length in LENGTHS.items():
+        if len(values[key]) != length:
+            checker.refuse(key, f" but must have {length} values: give {length}")
+    for key in NOT_EMPTY:
+        if not values[key]:
+            checker.refuse(key, " but must not be empty: give a value")
+    for key, value in values.items():
+        numbers = value if isinstance(value, (list, tuple)) else [value]
+        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+            checker.refuse(key, " but must be finite: give an ordinary number")
+    checker.bound(POSITIVE, lambda number: number > 0, "greater than 0")
+    checker.bound(NOT_NEGATIVE, lambda number: number >= 0, "0 or more")
+    checker.bound(SHARES, lambda number: 0 <= number <= 1, "between 0 and 1")
+    checker.bound(RATES, lambda number: 0 <= number < 1, "at least 0 and less than 1")
+    _check_model(checker)
+    _check_transformer(checker)
+    _check_input(checker)
+    _check_solver(checker)
+
+
+def _check_model(cfg: _Checker) -> None:
+    """Device, and names that must fit each other."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", cfg["MODEL.DEVICE"]):
+        cfg.refuse("MODEL.DEVICE", " but must be auto, cpu, cuda, cuda:N or mps: choose one of them")
+    per_pixel = cfg["MODEL.META_ARCHITECTURE"] == "SemanticSegmentor"
+    if per_pixel != (cfg["MODEL.SEM_SEG_HEAD.NAME"] != "MaskFormerHead"):
+        cfg.refuse(
+            "MODEL.SEM_SEG_HEAD.NAME",
+            f" which does not fit MODEL.META_ARCHITECTURE {cfg['MODEL.META_ARCHITECTURE']}:"
+            " MaskFormer goes with MaskFormerHead, SemanticSegmentor with the per-pixel heads",
+        )
+    for task in ("PANOPTIC", "INSTANCE"):
+        if per_pixel and cfg[f"MODEL.MASK_FORMER.TEST.{task}_ON"]:
+            cfg.refuse(
+                f"MODEL.MASK_FORMER.TEST.{task}_ON",
+                f" but a SemanticSegmentor predicts no {task.lower()} result: set MODEL.META_ARCHITECTURE MaskFormer",
+            )
+    if cfg["MODEL.BACKBONE.NAME"] == "timm" and not cfg["MODEL.TIMM.NAME"]:
+        cfg.refuse("MODEL.TIMM.NAME", " but MODEL.BACKBONE.NAME is timm: name a timm model such as resnet50")
+    if cfg["MODEL.BACKBONE.NAME"].startswith("build_resnet"):
+        _check_resnet(cfg)
+    if cfg["MODEL.BACKBONE.NAME"] == "D2SwinTransformer":
+        for stage, heads in enumerate(cfg["MODEL.SWIN.NUM_HEADS"]):
+            if (cfg["MODEL.SWIN.EMBED_DIM"] << stage) % heads:
+                cfg.refuse(
+                    "MODEL.SWIN.NUM_HEADS",
+                    f" but stage {stage + 1} has {cfg['MODEL.SWIN.EMBED_DIM'] << stage} channels: give divisors",
+                )
+    features = cfg["MODEL.SEM_SEG_HEAD.IN_FEATURES"]
+    if list(features) != sorted(set(features)) or not set(features) <= {"res2", "res3", "res4", "res5"}:
+        cfg.refuse(
+            "MODEL.SEM_SEG_HEAD.IN_FEATURES", " but must name some of res2, res3, res4, res5 in this order: mend it"
+        )
+
+
+def _check_resnet(cfg: _Checker) -> None:
+    """The stem: its type follows the backbone's name, its width the type."""
+    stem, deeplab = cfg["MODEL.RESNETS.STEM_TYPE"], cfg["MODEL.BACKBONE.NAME"] == "build_resnet_deeplab_backbone"
+    if stem == "deeplab" and not deeplab:
+        cfg.refuse(
+            "MODEL.RESNETS.STEM_TYPE",
+            " but needs another backbone: set MODEL.BACKBONE.NAME build_resnet_deeplab_backbone",
+        )
+    width = 128 if stem == "deeplab" else 64
+    if cfg["MODEL.RESNETS.STEM_OUT_CHANNELS"] not in (64, width):
+        cfg.refuse("MODEL.RESNETS.STEM_OUT_CHANNELS", f" but a {stem} stem has {width} channels: leave it out")
+
+
+def _check_transformer(cfg: _Checker) -> None:
+    """Sizes of the transformer, and the number of queries where it must equal the number of classes."""
+    head = cfg["MODEL.SEM_SEG_HEAD.NAME"]
+    if head == "PerPixelBaselineHead":
+        return
+    hidden, heads = cfg["MODEL.MASK_FORMER.HIDDEN_DIM"], cfg["MODEL.MASK_FORMER.NHEADS"]
+    if hidden % heads or hidden % 4:
+        cfg.refuse(
+            "MODEL.MASK_FORMER.HIDDEN_DIM", f" but must be a multiple of 4 and of NHEADS {heads}: change one of them"
+        )
+    encoder = cfg["MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE"] == "transformer_encoder"
+    if encoder and cfg["MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME"] != "TransformerEncoderPixelDecoder":
+        cfg.refuse(
+            "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE",
+            " but the pixel decoder has no encoder: set MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME"
+            " TransformerEncoderPixelDecoder",
+        )
+    fixed = cfg["MODEL.MASK_FORMER.MATCHER"] == "fixed" and head == "MaskFormerHead"
+    if fixed or head == "PerPixelBaselinePlusHead":
+        classes, reason = cfg["MODEL.SEM_SEG_HEAD.NUM_CLASSES"], "the fixed matcher" if fixed else head
+        if cfg["MODEL.MASK_FORMER.NUM_OBJECT_QUERIES"] != classes:
+            cfg.refuse(
+                "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES",
+                f" but {reason} needs one query per class: set it to MODEL.SEM_SEG_HEAD.NUM_CLASSES, {classes}",
+            )
+
+
+def _check_input(cfg: _Checker) -> None:
+    """Sizes of training images and crops."""
+    sizes = cfg["INPUT.MIN_SIZE_TRAIN"]
+    if cfg["INPUT.MIN_SIZE_TRAIN_SAMPLING"] == "range" and (len(sizes) != 2 or sizes[0] > sizes[1]):
+        cfg.refuse("INPUT.MIN_SIZE_TRAIN", " but MIN_SIZE_TRAIN_SAMPLING is range: give the two ends, smaller first")
+    if not cfg["INPUT.CROP.ENABLED"]:
+        return
+    crop, kind = cfg["INPUT.CROP.SIZE"], cfg["INPUT.CROP.TYPE"]
+    if kind.startswith("relative") and max(crop) > 1:
+        cfg.refuse("INPUT.CROP.SIZE", f" but INPUT.CROP.TYPE {kind} takes shares up to 1: set INPUT.CROP.TYPE absolute")
+    if kind.startswith("absolute") and any(side != int(side) for side in crop):
+        cfg.refuse("INPUT.CROP.SIZE", f" but INPUT.CROP.TYPE {kind} takes pixels: give whole numbers")
+    if kind == "absolute_range" and crop[0] > crop[1]:
+        cfg.refuse("INPUT.CROP.SIZE", " but INPUT.CROP.TYPE absolute_range takes two ends: give the smaller first")
+    canvas = cfg["INPUT.SIZE_DIVISIBILITY"]
+    if kind == "absolute" and 0 < canvas < max(crop) and cfg["INPUT.DATASET_MAPPER_NAME"] != "detr_panoptic":
+        cfg.refuse(
+            "INPUT.SIZE_DIVISIBILITY", f" but crops are {crop[0]} x {crop[1]}: make the canvas at least as large"
+        )
+
+
+def _check_solver(cfg: _Checker) -> None:
+    """Order of the steps, and combinations that torch refuses."""
+    steps = list(cfg["SOLVER.STEPS"])
+    if steps != sorted(steps):
+        cfg.refuse("SOLVER.STEPS", " but must ascend: sort it")
+    if cfg["SOLVER.OPTIMIZER"] == "SGD" and cfg["SOLVER.NESTEROV"] and cfg["SOLVER.MOMENTUM"] == 0:
+        cfg.refuse("SOLVER.NESTEROV", " but SOLVER.MOMENTUM is 0: set a momentum or switch it off")
