@@ -1,0 +1,178 @@
+"""What happens around the steps: numbers, progress, checkpoints, evaluations."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from maskformer.engine.device import preserved_rng
+from maskformer.engine.metrics_log import MetricsLog, Record, StepTimer, max_memory_mb
+from maskformer.engine.trainer import Hook, Trainer
+
+logger = logging.getLogger(__name__)
+
+
+def is_due(trainer: Trainer, period: int) -> bool:
+    """Whether the step just done completes a period; a period of 0 never does."""
+    return period > 0 and trainer.finished_iterations % period == 0
+
+
+class MetricsHook(Hook):
+    """Every `period` steps, and after the last: losses (medians over the window), times (means), learning rate, memory.
+
+    Args:
+        log: where the records go; closed at the end.
+        period: steps between records.
+        device: whose memory is reported.
+    """
+
+    def __init__(self, log: MetricsLog, period: int, device: torch.device) -> None:
+        self.log = log
+        self.period = period
+        self.device = device
+        self.timer = StepTimer()
+
+    def after_step(self, trainer: Trainer) -> None:
+        """Count the step; write a record when one is due."""
+        self.timer.add(trainer.step_time, trainer.data_time)
+        if is_due(trainer, self.period) or trainer.is_last:
+            self.log.write(self.record(trainer))
+
+    def record(self, trainer: Trainer) -> Record:
+        """Summary of the window; starts a new one."""
+        steps = trainer.losses.read()
+        scalars = {"total_loss": statistics.median(step.total for step in steps)}
+        # A term that some steps lack counts where it is present.
+        for name in dict.fromkeys(name for step in steps for name in step.terms):
+            scalars[name] = statistics.median(step.terms[name] for step in steps if name in step.terms)
+        trainer.losses.clear()
+        scalars["time"], scalars["data_time"] = self.timer.window_means()
+        scalars["eta_seconds"] = self.timer.seconds_left(trainer.max_iterations - trainer.finished_iterations)
+        groups = trainer.optimizer.param_groups
+        # As Detectron2 does, "lr" is that of the group with most tensors; all of them follow where they differ.
+        scalars["lr"] = max(groups, key=lambda group: len(group["params"]))["lr"]
+        if len({group["lr"] for group in groups}) > 1:
+            scalars.update({f"lr/{group['group_name']}": group["lr"] for group in groups})
+        if trainer.precision.scaler.is_enabled():
+            scalars["loss_scale"] = trainer.precision.scaler.get_scale()
+        scalars["max_mem"] = max_memory_mb(self.device)
+        return Record(trainer.iteration, scalars)
+
+    def close(self) -> None:
+        """Close the writers."""
+        self.log.close()
+
+
+class ProgressHook(Hook):
+    """A progress bar with speed and time left, on a terminal."""
+
+    def __init__(self) -> None:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        self.bar = Progress(
+            TextColumn("training"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            transient=True,
+        )
+
+    def before_train(self, trainer: Trainer) -> None:
+        """Show the bar."""
+        self.bar.start()
+        self.task = self.bar.add_task("training", total=trainer.max_iterations, completed=trainer.start_iteration)
+
+    def after_step(self, trainer: Trainer) -> None:
+        """Move the bar."""
+        self.bar.update(self.task, completed=trainer.finished_iterations)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        self.bar.stop()
+
+
+class CheckpointHook(Hook):
+    """Saves every `period` steps as ``model_%07d.pth`` (number of the last step, from 0) and at the end ``model_final.pth``.
+
+    Args:
+        period: steps between checkpoints; 0 for the end only.
+        save: called with the trainer and a file name.
+    """
+
+    def __init__(self, period: int, save: Callable[[Trainer, str], None]) -> None:
+        self.period = period
+        self.save = save
+
+    def after_step(self, trainer: Trainer) -> None:
+        """Save when it is time."""
+        if is_due(trainer, self.period):
+            self._save(trainer, f"model_{trainer.iteration:07d}.pth")
+
+    def after_train(self, trainer: Trainer) -> None:
+        """Save the final model, unless a resumed run had nothing left to do."""
+        if trainer.finished_iterations > trainer.start_iteration:
+            self._save(trainer, "model_final.pth")
+
+    def _save(self, trainer: Trainer, name: str) -> None:
+        trainer.losses.read()  # stops the run here if the weights come from a loss that was not finite
+        self.save(trainer, name)
+
+
+class Evaluation(NamedTuple):
+    """What an evaluation leaves.
+
+    Attributes:
+        scores: by flat name such as ``sem_seg/mIoU``.
+        pictures: saved picture files by name.
+    """
+
+    scores: Mapping[str, float]
+    pictures: Mapping[str, Path]
+
+
+class EvaluationHook(Hook):
+    """Evaluates every `period` steps and after the last one.
+
+    Args:
+        period: steps between evaluations; 0 for the end only.
+        evaluate: evaluates the present weights, given the number of the last step.
+        log: where scores and pictures go.
+    """
+
+    def __init__(self, period: int, evaluate: Callable[[int], Evaluation], log: MetricsLog) -> None:
+        self.period = period
+        self.evaluate = evaluate
+        self.log = log
+
+    def after_step(self, trainer: Trainer) -> None:
+        """Evaluate when it is time; the last step's turn comes after training."""
+        if is_due(trainer, self.period) and not trainer.is_last:
+            self.run(trainer)
+
+    def after_train(self, trainer: Trainer) -> None:
+        """Evaluate the final weights."""
+        self.run(trainer)
+
+    def run(self, trainer: Trainer) -> None:
+        """Evaluate and write the scores; training continues as if nothing had happened."""
+        with preserved_rng():
+            evaluation = self.evaluate(trainer.iteration)
+        trainer.model.train()
+        if evaluation.scores:
+            self.log.write(Record(trainer.iteration, dict(evaluation.scores)))
+        for name, path in evaluation.pictures.items():
+            self.log.write_picture(name, path, trainer.iteration)

@@ -1,0 +1,192 @@
+"""From config to optimizer: which learning rate and weight decay each parameter gets, and how gradients are clipped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from maskformer.errors import UserError
+
+Clipper = Callable[[Sequence[nn.Parameter]], Tensor | None]
+
+# Every norm with trainable parameters: `_NormBase` covers batch, synchronised and instance norms.
+NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
+POSITION_TABLES = ("relative_position_bias_table", "absolute_pos_embed")
+
+
+class ParameterRule(NamedTuple):
+    """What one parameter trains with.
+
+    Attributes:
+        name: full name in the model.
+        parameter: the parameter itself.
+        lr: base learning rate, before the schedule.
+        weight_decay: AdamW's or SGD's weight decay.
+        region: ``backbone`` or ``head``, for reading the log.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    lr: float
+    weight_decay: float
+    region: str
+
+
+def parameter_rules(
+    model: nn.Module,
+    *,
+    base_lr: float,
+    backbone_multiplier: float,
+    weight_decay: float,
+    weight_decay_norm: float,
+    weight_decay_embed: float,
+) -> Iterator[ParameterRule]:
+    """Learning rate and weight decay of every trainable parameter; of the rules for decay the later one wins.
+
+    `weight_decay` (biases included) → 0 for Swin's position tables → `weight_decay_norm` for the parameters of norms →
+    `weight_decay_embed` for `nn.Embedding`. A shared parameter appears once, under its first name.
+    """
+    seen: set[nn.Parameter] = set()
+    for module_name, module in model.named_modules():
+        for own_name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad or parameter in seen:
+                continue
+            seen.add(parameter)
+            decay = weight_decay
+            if any(table in own_name for table in POSITION_TABLES):
+                decay = 0.0
+            if isinstance(module, NORMS):
+                decay = weight_decay_norm
+            if isinstance(module, nn.Embedding):
+                decay = weight_decay_embed
+            in_backbone = "backbone" in module_name.split(".")
+            name = f"{module_name}.{own_name}" if module_name else own_name
+            lr = base_lr * backbone_multiplier if in_backbone else base_lr
+            yield ParameterRule(name, parameter, lr, decay, "backbone" if in_backbone else "head")
+
+
+def parameter_groups(rules: Iterator[ParameterRule]) -> list[dict[str, Any]]:
+    """Optimizer groups, one per (lr, weight decay), in order of first appearance.
+
+    Besides the optimizer's own keys a group has ``group_name`` (for the log) and ``param_names`` (so that a resumed run
+    finds each parameter's state by name, whatever the grouping of its config is).
+    """
+    merged: dict[tuple[float, float], list[ParameterRule]] = {}
+    for rule in rules:
+        merged.setdefault((rule.lr, rule.weight_decay), []).append(rule)
+    groups = []
+    for (lr, decay), members in merged.items():
+        regions = "+".join(dict.fromkeys(member.region for member in members))
+        groups.append(
+            {
+                "params": [member.parameter for member in members],
+                "param_names": [member.name for member in members],
+                "group_name": f"{regions}, decay {decay:g}",
+                "lr": lr,
+                "weight_decay": decay,
+            }
+        )
+    return groups
+
+
+def build_optimizer(cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW (betas 0.9 and 0.999, eps 1e-8) or SGD with momentum, as ``SOLVER.OPTIMIZER`` says.
+
+    Raises:
+        UserError: for another optimizer, or a model without trainable parameters.
+    """
+    solver = cfg.SOLVER
+    rules = parameter_rules(
+        model,
+        base_lr=solver.BASE_LR,
+        backbone_multiplier=solver.BACKBONE_MULTIPLIER,
+        weight_decay=solver.WEIGHT_DECAY,
+        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+        weight_decay_embed=solver.WEIGHT_DECAY_EMBED,
+    )
+    groups = parameter_groups(rules)
+    if not groups:
+        raise UserError("The model has no trainable parameters, so there is nothing to train")
+    # The fused kernels update a group in one pass and let the gradient scaler's flag stay on the device.
+    if solver.OPTIMIZER == "ADAMW":
+        return torch.optim.AdamW(groups, lr=solver.BASE_LR, betas=(0.9, 0.999), eps=1e-8, fused=True)
+    if solver.OPTIMIZER == "SGD":
+        return torch.optim.SGD(groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, fused=True)
+    raise UserError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}, which is not known; use ADAMW or SGD")
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Give each parameter the saved state (moments, step) that was kept under its name.
+
+    Learning rates and decays stay those of the present config: a resumed run follows the config it was started with.
+
+    Args:
+        optimizer: made by `build_optimizer`.
+        saved: `state_dict()` of such an optimizer.
+
+    Raises:
+        UserError: if the saved state is of other parameters or of another kind of optimizer.
+    """
+    index_of: dict[str, int] = {}
+    for group in saved["param_groups"]:
+        index_of.update(zip(group["param_names"], group["params"], strict=True))
+    current = optimizer.state_dict()
+    names = {
+        name: index
+        for group in current["param_groups"]
+        for name, index in zip(group["param_names"], group["params"], strict=True)
+    }
+    differing = sorted(names.keys() ^ index_of.keys())
+    if differing:
+        raise UserError(
+            f"The checkpoint's optimizer and this config train different parameters ({len(differing)}, for example "
+            f"{differing[0]}); resume with the config of that run, or start anew from its weights with MODEL.WEIGHTS"
+        )
+    current["state"] = {names[name]: saved["state"][i] for name, i in index_of.items() if i in saved["state"]}
+    expected = {"SGD": "momentum_buffer", "AdamW": "exp_avg"}[type(optimizer).__name__]
+    if any(expected not in state for state in current["state"].values()):
+        raise UserError(
+            f"The checkpoint was trained with another optimizer than {type(optimizer).__name__}; "
+            "set SOLVER.OPTIMIZER to that run's, or start anew from its weights with MODEL.WEIGHTS"
+        )
+    optimizer.load_state_dict(current)
+
+
+def build_clipper(cfg: Any) -> Clipper | None:
+    """Gradient clipping as ``SOLVER.CLIP_GRADIENTS`` says; None if it is off.
+
+    ``full_model`` clips the L2 norm of all gradients together, ``norm`` each parameter's own norm, ``value`` each
+    number. The returned function takes the parameters, clips in place without a host synchronisation and returns the
+    total norm before clipping (0-d) where it is known.
+
+    Raises:
+        UserError: for another type, or a clip value that is not positive.
+    """
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    if not clip.ENABLED:
+        return None
+    value = float(clip.CLIP_VALUE)
+    if value <= 0:
+        raise UserError(
+            f"SOLVER.CLIP_GRADIENTS.CLIP_VALUE is {value:g}, which would stop all training; "
+            "give a positive value, or set SOLVER.CLIP_GRADIENTS.ENABLED to False"
+        )
+    if clip.CLIP_TYPE == "full_model":
+        return lambda parameters: nn.utils.clip_grad_norm_(parameters, value)
+    if clip.CLIP_TYPE == "value":
+        return lambda parameters: nn.utils.clip_grad_value_(parameters, value)
+    if clip.CLIP_TYPE == "norm":
+        return lambda parameters: clip_each_norm(parameters, value, float(clip.NORM_TYPE))
+    raise UserError(
+        f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {clip.CLIP_TYPE!r}, which is not known; use full_model, norm or value"
+    )
+
+
+def clip_each_norm(parameters: Sequence[nn.Parameter], value: float, norm_type: float) -> None:
+    """Scale each parameter's gradient whose own norm is above `value` down to it."""
+    for parameter in parameters:
+        nn.utils.clip_grad_norm_([parameter], value, norm_type)

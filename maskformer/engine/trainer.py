@@ -1,0 +1,181 @@
+"""The training loop: batches in, weights changed; everything else happens in hooks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from maskformer.engine.metrics_log import LossWindow
+from maskformer.engine.optimizer import Clipper
+
+Batch = Sequence[Mapping[str, Any]]
+
+
+class Hook:
+    """What happens around the steps: logging, saving, evaluating. The loop knows none of it."""
+
+    def before_train(self, trainer: Trainer) -> None:
+        """Called once, before the first step."""
+
+    def after_step(self, trainer: Trainer) -> None:
+        """Called after every step; `trainer.iteration` is that step's number, from 0."""
+
+    def after_train(self, trainer: Trainer) -> None:
+        """Called once, after the last step, only if training came that far."""
+
+    def close(self) -> None:
+        """Called at the very end, also after an error: give back files and terminals."""
+
+
+class BatchStream(Protocol):
+    """An endless iterator of batches that knows where it stands."""
+
+    position: int
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Itself."""
+
+    def __next__(self) -> Batch:
+        """The next batch."""
+
+
+class Precision:
+    """Mixed precision: what the forward pass computes in, and the loss scaling that float16 needs.
+
+    Args:
+        device: where the model is.
+        enabled: float16 with a gradient scaler on CUDA, bfloat16 elsewhere; off means float32 throughout.
+    """
+
+    def __init__(self, device: torch.device, enabled: bool) -> None:
+        self.device = device
+        self.enabled = enabled
+        self.dtype = torch.float16 if device.type == "cuda" else torch.bfloat16
+        self.scaler = torch.amp.GradScaler("cuda", enabled=enabled and self.dtype is torch.float16)
+
+    def autocast(self) -> torch.autocast:
+        """Context of a forward pass."""
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.enabled)
+
+    def __str__(self) -> str:
+        return f"mixed {str(self.dtype).removeprefix('torch.')}" if self.enabled else "float32"
+
+
+class Trainer:
+    """Trains a meta-architecture; hooks do the rest.
+
+    Args:
+        model: called with samples and normalisers, returns scalar losses by name.
+        optimizer: see `build_optimizer`.
+        scheduler: stepped after every optimizer step.
+        batches: endless.
+        max_iterations: the run is over after that many steps, those before a resume included.
+        start_iteration: number of steps done before.
+        clip: gradient clipping, or None.
+        precision: mixed precision; None for float32.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        scheduler: LRScheduler,
+        batches: BatchStream,
+        *,
+        max_iterations: int,
+        start_iteration: int = 0,
+        clip: Clipper | None = None,
+        precision: Precision | None = None,
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.batches = batches
+        self.max_iterations = max_iterations
+        self.start_iteration = start_iteration
+        self.iteration = start_iteration - 1
+        self.clip = clip
+        self.precision = precision or Precision(torch.device("cpu"), enabled=False)
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.losses = LossWindow()
+        self.step_time = 0.0
+        self.data_time = 0.0
+
+    @property
+    def finished_iterations(self) -> int:
+        """Number of steps done so far, those before a resume included."""
+        return self.iteration + 1
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the step just done is the last one."""
+        return self.finished_iterations >= self.max_iterations
+
+    def train(self, hooks: Sequence[Hook] = ()) -> None:
+        """Run the remaining steps.
+
+        Args:
+            hooks: called in this order at each of their moments.
+        """
+        try:
+            self.model.train()
+            for hook in hooks:
+                hook.before_train(self)
+            for self.iteration in range(self.start_iteration, self.max_iterations):
+                self.step()
+                for hook in hooks:
+                    hook.after_step(self)
+            for hook in hooks:
+                hook.after_train(self)
+        finally:
+            for hook in reversed(hooks):
+                hook.close()
+
+    def step(self) -> None:
+        """One optimizer step."""
+        start = time.perf_counter()
+        # One micro-batch a step; accumulation makes this list longer and changes nothing below.
+        batches = [next(self.batches)]
+        self.data_time = time.perf_counter() - start
+        losses = self.backward(batches)
+        self.losses.add(self.iteration, losses, [str(s.get("file_name", "?")) for batch in batches for s in batch])
+        self.update()
+        self.step_time = time.perf_counter() - start
+
+    def backward(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        """Accumulate the gradients of a step.
+
+        Args:
+            batches: the micro-batches of the step.
+
+        Returns:
+            Detached scalar losses by name, summed over micro-batches: their normalisers are those of the whole step.
+        """
+        normalizers = reduce(lambda a, b: a.plus(b), (self.model.loss_normalizers(batch) for batch in batches))
+        sums: dict[str, Tensor] = {}
+        for batch in batches:
+            with self.precision.autocast():
+                losses: dict[str, Tensor] = self.model(batch, normalizers=normalizers)
+            total = torch.stack(list(losses.values())).sum()
+            self.precision.scaler.scale(total).backward()
+            for name, loss in losses.items():
+                sums[name] = sums[name] + loss.detach() if name in sums else loss.detach()
+        return sums
+
+    def update(self) -> None:
+        """Clip, step the optimizer and the schedule, forget the gradients."""
+        scaler = self.precision.scaler
+        if self.clip is not None:
+            scaler.unscale_(self.optimizer)
+            self.clip(self.parameters)
+        scaler.step(self.optimizer)
+        scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scheduler.step()
