@@ -46,12 +46,13 @@ def describe_device(device: torch.device) -> str:
     return f"{device} (untested)"
 
 
-def seed_everything(seed: int, deterministic: bool) -> None:
+def seed_everything(seed: int, deterministic: bool = False, benchmark: bool = False) -> None:
     """Seed Python, NumPy and PyTorch.
 
     Args:
         seed: not negative.
         deterministic: only algorithms that give the same numbers in every run; slower on CUDA.
+        benchmark: let cuDNN choose its algorithms by timing them.
     """
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -61,7 +62,7 @@ def seed_everything(seed: int, deterministic: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.deterministic = deterministic
-    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.benchmark = benchmark and not deterministic
 
 
 def rng_state() -> dict[str, Any]:

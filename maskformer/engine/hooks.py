@@ -106,7 +106,7 @@ class ProgressHook(Hook):
 
 
 class CheckpointHook(Hook):
-    """Saves every `period` steps as ``model_%07d.pth`` (number of the last step, from 0) and at the end ``model_final.pth``.
+    """Saves ``model_%07d.pth`` (number of the last step, from 0) every `period` steps, and ``model_final.pth`` at the end.
 
     Args:
         period: steps between checkpoints; 0 for the end only.

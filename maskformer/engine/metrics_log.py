@@ -1,4 +1,4 @@
-"""What a run writes down: the losses of recent steps, and where numbers go (log line, metrics.json, TensorBoard, progress bar)."""
+"""What a run writes down: the losses of recent steps, and where numbers go (log line, metrics.json, TensorBoard)."""
 
 from __future__ import annotations
 

@@ -115,7 +115,9 @@ def build_optimizer(cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
     if solver.OPTIMIZER == "ADAMW":
         return torch.optim.AdamW(groups, lr=solver.BASE_LR, betas=(0.9, 0.999), eps=1e-8, fused=True)
     if solver.OPTIMIZER == "SGD":
-        return torch.optim.SGD(groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, fused=True)
+        return torch.optim.SGD(
+            groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, fused=True
+        )
     raise UserError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}, which is not known; use ADAMW or SGD")
 
 

@@ -128,7 +128,8 @@ class Trainer:
             self.model.train()
             for hook in hooks:
                 hook.before_train(self)
-            for self.iteration in range(self.start_iteration, self.max_iterations):
+            for iteration in range(self.start_iteration, self.max_iterations):
+                self.iteration = iteration
                 self.step()
                 for hook in hooks:
                     hook.after_step(self)
@@ -158,11 +159,12 @@ class Trainer:
         Returns:
             Detached scalar losses by name, summed over micro-batches: their normalisers are those of the whole step.
         """
-        normalizers = reduce(lambda a, b: a.plus(b), (self.model.loss_normalizers(batch) for batch in batches))
+        model: Any = self.model
+        normalizers = reduce(lambda a, b: a.plus(b), (model.loss_normalizers(batch) for batch in batches))
         sums: dict[str, Tensor] = {}
         for batch in batches:
             with self.precision.autocast():
-                losses: dict[str, Tensor] = self.model(batch, normalizers=normalizers)
+                losses: dict[str, Tensor] = model(batch, normalizers=normalizers)
             total = torch.stack(list(losses.values())).sum()
             self.precision.scaler.scale(total).backward()
             for name, loss in losses.items():

@@ -77,7 +77,8 @@ def test_log_line_reads_like_detectron2(caplog: pytest.LogCaptureFixture) -> Non
         LogLine().write(Record(19, scalars))
         LogLine().write(Record(19, {"sem_seg/mIoU": 50.0}))
     assert [record.message for record in caplog.records] == [
-        " eta: 0:01:02  iter: 19  total_loss: 10.12  loss_ce: 1.5  time: 0.2500  data_time: 0.0100  lr: 0.0001  max_mem: 1234M"
+        " eta: 0:01:02  iter: 19  total_loss: 10.12  loss_ce: 1.5  time: 0.2500  data_time: 0.0100  "
+        "lr: 0.0001  max_mem: 1234M"
     ]
 
 

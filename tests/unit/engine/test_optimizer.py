@@ -22,6 +22,7 @@ def config(**solver: Any) -> SimpleNamespace:
         "WEIGHT_DECAY_NORM": 0.0,
         "WEIGHT_DECAY_EMBED": 0.01,
         "MOMENTUM": 0.9,
+        "NESTEROV": False,
     }
     return SimpleNamespace(SOLVER=SimpleNamespace(**{**defaults, **solver}))
 
