@@ -1,0 +1,1 @@
+"""One module per family of data sets; `maskformer.data.catalog` finds them by name."""
