@@ -1,0 +1,1 @@
+"""The network and everything that trains it and reads its predictions."""

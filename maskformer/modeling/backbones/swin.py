@@ -1,0 +1,357 @@
+"""Swin Transformer (Liu et al., ICCV 2021) as the published dense-prediction models run it.
+
+Not timm's: that one shifts before it pads and drops the shift on maps no larger than a window, so weights trained with
+the published code give other features there.
+Shapes: B batch, C channels, H×W tokens, w window side, N = w² tokens of a window, W windows of a map, h heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from timm.layers import DropPath
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+OTHER_REGION = -100.0
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention inside windows, with a learned bias for each relative position.
+
+    Args:
+        channels: C.
+        window: w.
+        num_heads: h.
+        qkv_bias: whether queries, keys and values have a bias.
+        qk_scale: factor of the scores; None: head dimension to the power -½.
+        attention_dropout: on attention weights.
+        dropout: on the output.
+    """
+
+    relative_position_index: Tensor
+
+    def __init__(
+        self,
+        channels: int,
+        window: int,
+        num_heads: int,
+        *,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        attention_dropout: float = 0.0,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.scale = qk_scale
+        self.attention_dropout = attention_dropout
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, num_heads))
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+        self.register_buffer("relative_position_index", _relative_position_index(window), persistent=False)
+        self.qkv = nn.Linear(channels, 3 * channels, bias=qkv_bias)
+        self.proj = nn.Linear(channels, channels)
+        self.proj_drop = nn.Dropout(dropout)
+
+    def forward(self, windows: Tensor, region_bias: Tensor | None) -> Tensor:
+        """Attend.
+
+        Args:
+            windows: (B, W, N, C).
+            region_bias: (W, N, N), added to the scores of every head; None where the map is not shifted.
+
+        Returns:
+            (B, W, N, C).
+        """
+        batch, count, tokens, channels = windows.shape
+        qkv = self.qkv(windows).unflatten(-1, (3, self.num_heads, -1)).permute(3, 0, 1, 4, 2, 5)
+        bias = self.relative_position_bias_table[self.relative_position_index.flatten()]
+        bias = bias.unflatten(0, (tokens, tokens)).permute(2, 0, 1)
+        # The bias differs by head, and by window only where regions differ: the axes it shares are the batch of
+        # the attention, so that it is broadcast instead of copied.
+        if region_bias is None:
+            qkv, bias = qkv.flatten(1, 2), bias[None]
+        else:
+            qkv, bias = qkv.flatten(2, 3), (bias + region_bias[:, None]).flatten(0, 1)[None]
+        query, key, value = qkv.unbind(0)
+        dropout = self.attention_dropout if self.training else 0.0
+        out = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=bias.to(query.dtype), dropout_p=dropout, scale=self.scale
+        )
+        out = out.reshape(batch, count, self.num_heads, tokens, -1).transpose(2, 3).flatten(-2)
+        return self.proj_drop(self.proj(out))
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with an exact GELU between them."""
+
+    def __init__(self, channels: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(channels, hidden)
+        self.fc2 = nn.Linear(hidden, channels)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) → (..., C)."""
+        return self.drop(self.fc2(self.drop(F.gelu(self.fc1(x)))))
+
+
+class SwinBlock(nn.Module):
+    """Window attention, on a shifted map in every second block, and a feed-forward, each a residual branch.
+
+    Args:
+        channels: C.
+        num_heads: h.
+        window: w.
+        shift: how far the map is shifted before it is cut into windows.
+        mlp_ratio: hidden width of the feed-forward by C.
+        drop_path: probability that a branch is dropped for a sample.
+        dropout, attention_dropout, qkv_bias, qk_scale: as of `WindowAttention`.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_heads: int,
+        window: int,
+        shift: int,
+        *,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.window = window
+        self.shift = shift
+        self.norm1 = nn.LayerNorm(channels)
+        self.attn = WindowAttention(
+            channels,
+            window,
+            num_heads,
+            qkv_bias=qkv_bias,
+            qk_scale=qk_scale,
+            attention_dropout=attention_dropout,
+            dropout=dropout,
+        )
+        self.norm2 = nn.LayerNorm(channels)
+        self.mlp = FeedForward(channels, int(channels * mlp_ratio), dropout)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: Tensor, region_bias: Tensor) -> Tensor:
+        """(B, H, W, C) and the (windows, N, N) bias of shifted maps → (B, H, W, C)."""
+        x = x + self.drop_path(self._attend(self.norm1(x), region_bias))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+    def _attend(self, x: Tensor, region_bias: Tensor) -> Tensor:
+        height, width = x.shape[1:3]
+        # Padded after the norm: pads enter as zeros and are attended to like other tokens.
+        x = F.pad(x, (0, 0, 0, -width % self.window, 0, -height % self.window))
+        padded_height, padded_width = x.shape[1:3]
+        if self.shift:
+            x = torch.roll(x, (-self.shift, -self.shift), (1, 2))
+        x = self.attn(_cut_windows(x, self.window), region_bias if self.shift else None)
+        x = _join_windows(x, self.window, padded_height, padded_width)
+        if self.shift:
+            x = torch.roll(x, (self.shift, self.shift), (1, 2))
+        return x[:, :height, :width]
+
+
+class PatchMerging(nn.Module):
+    """Halves a map: four neighbours are concatenated, normed and projected to twice the channels.
+
+    Args:
+        channels: C.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * channels)
+        self.reduction = nn.Linear(4 * channels, 2 * channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) → (B, ⌈H/2⌉, ⌈W/2⌉, 2C)."""
+        x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
+        corners = (x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2])
+        return self.reduction(self.norm(torch.cat(corners, dim=-1)))
+
+
+class SwinStage(nn.Module):
+    """Blocks on maps of one size, and the merging that follows every stage but the last."""
+
+    def __init__(self, blocks: Sequence[SwinBlock], downsample: PatchMerging | None) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.window = blocks[0].window
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) → (B, H, W, C), before merging."""
+        region_bias = _region_bias(x.shape[1], x.shape[2], self.window, self.window // 2, x.device)
+        for block in self.blocks:
+            x = block(x, region_bias)
+        return x
+
+
+class PatchEmbedding(nn.Module):
+    """Cuts the image into patches and projects each.
+
+    Args:
+        patch_size: side of a patch.
+        channels: C.
+        norm: whether a LayerNorm follows.
+    """
+
+    def __init__(self, patch_size: int, channels: int, norm: bool) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(3, channels, patch_size, patch_size)
+        self.norm = nn.LayerNorm(channels) if norm else None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) → (B, ⌈H/patch⌉, ⌈W/patch⌉, C)."""
+        height, width = images.shape[-2:]
+        images = F.pad(images, (0, -width % self.patch_size, 0, -height % self.patch_size))
+        x = self.proj(images).permute(0, 2, 3, 1)
+        return x if self.norm is None else self.norm(x)
+
+
+class SwinBackbone(nn.Module):
+    """Four stages of shifted-window attention with maps at strides 4, 8, 16 and 32 (for patches of 4).
+
+    Args:
+        embed_dim: channels of the first stage; each later stage doubles them.
+        depths: blocks of each stage.
+        num_heads: heads of each stage.
+        window_size: side of a window.
+        patch_size: side of a patch.
+        mlp_ratio: hidden width of a feed-forward by its channels.
+        qkv_bias: whether queries, keys and values have a bias.
+        qk_scale: factor of the scores; None: head dimension to the power -½.
+        drop_rate: dropout on embeddings, projections and feed-forwards.
+        attn_drop_rate: dropout on attention weights.
+        drop_path_rate: stochastic depth of the last block; it rises linearly from 0 over all blocks.
+        ape: whether a learned absolute position is added to each patch.
+        patch_norm: whether patches are normed.
+        pretrain_image_size: side of the images the absolute positions were learned for.
+        out_features: names of the maps to return (res2, res3, res4, res5); stages after the last are not built.
+
+    Attributes:
+        channels: channels of each map by name, finest first.
+        strides: stride of each map by name.
+        size_divisibility: what image sides should be a multiple of.
+    """
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int = 96,
+        depths: Sequence[int] = (2, 2, 6, 2),
+        num_heads: Sequence[int] = (3, 6, 12, 24),
+        window_size: int = 7,
+        patch_size: int = 4,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.3,
+        ape: bool = False,
+        patch_norm: bool = True,
+        pretrain_image_size: int = 224,
+        out_features: Sequence[str] = ("res2", "res3", "res4", "res5"),
+    ) -> None:
+        super().__init__()
+        names = [f"res{i + 2}" for i in range(len(depths))]
+        stages = max(names.index(name) for name in out_features) + 1
+        widths = [embed_dim * 2**i for i in range(stages)]
+        self.patch_embed = PatchEmbedding(patch_size, embed_dim, patch_norm)
+        self.absolute_pos_embed: nn.Parameter | None = None
+        if ape:
+            side = pretrain_image_size // patch_size
+            self.absolute_pos_embed = nn.Parameter(torch.zeros(1, embed_dim, side, side))
+            nn.init.trunc_normal_(self.absolute_pos_embed, std=0.02)
+        self.pos_drop = nn.Dropout(drop_rate)
+        rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
+        self.layers = nn.ModuleList()
+        for i, width in enumerate(widths):
+            blocks = [
+                SwinBlock(
+                    width,
+                    num_heads[i],
+                    window_size,
+                    window_size // 2 if j % 2 else 0,
+                    mlp_ratio=mlp_ratio,
+                    qkv_bias=qkv_bias,
+                    qk_scale=qk_scale,
+                    dropout=drop_rate,
+                    attention_dropout=attn_drop_rate,
+                    drop_path=next(rates),
+                )
+                for j in range(depths[i])
+            ]
+            self.layers.append(SwinStage(blocks, PatchMerging(width) if i < stages - 1 else None))
+        self.channels = {name: widths[i] for i, name in enumerate(names) if name in out_features}
+        self.strides = {name: patch_size * 2**i for i, name in enumerate(names) if name in out_features}
+        self.size_divisibility = patch_size * 8
+        for i, name in enumerate(names):
+            if name in out_features:
+                self.add_module(f"norm{i}", nn.LayerNorm(widths[i]))
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """(B, 3, H, W) normalised images → maps (B, C_i, ⌈H/s⌉, ⌈W/s⌉) by name, finest first."""
+        x = self.patch_embed(images)
+        if self.absolute_pos_embed is not None:
+            positions = F.interpolate(self.absolute_pos_embed, size=x.shape[1:3], mode="bicubic", align_corners=False)
+            x = x + positions.permute(0, 2, 3, 1)
+        x = self.pos_drop(x)
+        features = {}
+        for i, stage in enumerate(self.layers):
+            x = stage(x)
+            name = f"res{i + 2}"
+            if name in self.channels:
+                # The map passes a norm of its own, which the next stage does not see.
+                features[name] = self.get_submodule(f"norm{i}")(x).permute(0, 3, 1, 2)
+            if stage.downsample is not None:
+                x = stage.downsample(x)
+        return features
+
+
+def _relative_position_index(window: int) -> Tensor:
+    """(N, N) int64: row of the bias table for each query (first axis) and key."""
+    row, column = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
+    row, column = row.flatten(), column.flatten()
+    rows = row[:, None] - row[None, :] + window - 1
+    columns = column[:, None] - column[None, :] + window - 1
+    return rows * (2 * window - 1) + columns
+
+
+def _region_bias(height: int, width: int, window: int, shift: int, device: torch.device) -> Tensor:
+    """(windows, N, N): what keeps tokens apart that only the shift brought into one window.
+
+    A shifted map is cut, at `window` and at `shift` from its padded end, into regions that were neighbours before.
+    The bias is large but finite, as published, so that a window's scores stay comparable.
+    """
+    regions = []
+    for side in (height, width):
+        side += -side % window
+        token = torch.arange(side, device=device)
+        regions.append((token >= side - window).float() + (token >= side - shift).float())
+    region = 3 * regions[0][:, None] + regions[1]
+    windows = _cut_windows(region[None, :, :, None], window)[0, :, :, 0]
+    return (windows[:, :, None] != windows[:, None, :]).float() * OTHER_REGION
+
+
+def _cut_windows(x: Tensor, window: int) -> Tensor:
+    """(B, H, W, C), sides multiples of the window → (B, windows, N, C)."""
+    x = x.unflatten(2, (-1, window)).unflatten(1, (-1, window))
+    return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+
+def _join_windows(x: Tensor, window: int, height: int, width: int) -> Tensor:
+    """(B, windows, N, C) → (B, H, W, C)."""
+    x = x.unflatten(2, (window, window)).unflatten(1, (height // window, width // window))
+    return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
