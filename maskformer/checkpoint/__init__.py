@@ -1,0 +1,24 @@
+"""Weights and checkpoints: reading every family of weight files safely, writing atomically, resuming a run."""
+
+from maskformer.checkpoint.exporting import export_published, published_state_dict
+from maskformer.checkpoint.loading import LoadingReport, load_weights, read_state_dict
+from maskformer.checkpoint.training import (
+    FINAL_NAME,
+    find_last_checkpoint,
+    load_checkpoint,
+    restore_model,
+    save_checkpoint,
+)
+
+__all__ = [
+    "FINAL_NAME",
+    "LoadingReport",
+    "export_published",
+    "find_last_checkpoint",
+    "load_checkpoint",
+    "load_weights",
+    "published_state_dict",
+    "read_state_dict",
+    "restore_model",
+    "save_checkpoint",
+]

@@ -1,0 +1,226 @@
+"""Names of weights: the published spelling at the border, ours inside, and the families of files that are read.
+
+Every rule is a pair of name patterns and is read in both directions, so what is loaded can be exported unchanged.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+from maskformer.errors import UserError
+
+OURS = "network."
+PARTS = ("backbone", "pixel decoder", "head")
+BackboneKind = Literal["ResNet", "ResNet with a deep stem", "Swin", "other"]
+
+# {a}, {b}: the same number on both sides; {a+1}: one more than {a}; {*}: the rest of the name, unchanged.
+_STAGES = (
+    ("backbone.res{a+1}.{b}.shortcut.norm.{*}", "network.backbone.body.layer{a}.{b}.downsample.1.{*}"),
+    ("backbone.res{a+1}.{b}.shortcut.{*}", "network.backbone.body.layer{a}.{b}.downsample.0.{*}"),
+    ("backbone.res{a+1}.{b}.conv{c}.norm.{*}", "network.backbone.body.layer{a}.{b}.bn{c}.{*}"),
+    ("backbone.res{a+1}.{b}.conv{c}.{*}", "network.backbone.body.layer{a}.{b}.conv{c}.{*}"),
+)
+_BACKBONES: Mapping[BackboneKind, tuple[tuple[str, str], ...]] = {
+    "ResNet": (
+        ("backbone.stem.conv1.norm.{*}", "network.backbone.body.bn1.{*}"),
+        ("backbone.stem.conv1.{*}", "network.backbone.body.conv1.{*}"),
+        *_STAGES,
+    ),
+    "ResNet with a deep stem": (
+        ("backbone.stem.conv1.norm.{*}", "network.backbone.body.conv1.1.{*}"),
+        ("backbone.stem.conv1.{*}", "network.backbone.body.conv1.0.{*}"),
+        ("backbone.stem.conv2.norm.{*}", "network.backbone.body.conv1.4.{*}"),
+        ("backbone.stem.conv2.{*}", "network.backbone.body.conv1.3.{*}"),
+        ("backbone.stem.conv3.norm.{*}", "network.backbone.body.bn1.{*}"),
+        ("backbone.stem.conv3.{*}", "network.backbone.body.conv1.6.{*}"),
+        *_STAGES,
+    ),
+    "Swin": (("backbone.{*}", "network.backbone.{*}"),),
+    "other": (),
+}
+_DECODER = "sem_seg_head.pixel_decoder."
+_HEAD = "sem_seg_head.predictor."
+_AFTER_BACKBONE = (
+    (_DECODER + "adapter_{a+1}.norm.{*}", "network.pixel_decoder.lateral.{a}.norm.{*}"),
+    (_DECODER + "adapter_{a+1}.{*}", "network.pixel_decoder.lateral.{a}.conv.{*}"),
+    (_DECODER + "layer_{a+1}.norm.{*}", "network.pixel_decoder.output.{a}.norm.{*}"),
+    (_DECODER + "layer_{a+1}.{*}", "network.pixel_decoder.output.{a}.conv.{*}"),
+    (_DECODER + "mask_features.{*}", "network.pixel_decoder.embedding.{*}"),
+    (_DECODER + "input_proj.{*}", "network.pixel_decoder.input_projection.{*}"),
+    (_DECODER + "transformer.encoder.{*}", "network.pixel_decoder.encoder.{*}"),
+    (
+        _HEAD + "transformer.decoder.layers.{a}.multihead_attn.{*}",
+        "network.head.transformer.decoder.layers.{a}.cross_attn.{*}",
+    ),
+    (_HEAD + "transformer.{*}", "network.head.transformer.{*}"),
+    (_HEAD + "input_proj.{*}", "network.head.input_projection.{*}"),
+    (_HEAD + "query_embed.{*}", "network.head.query_positions.{*}"),
+    (_HEAD + "class_embed.{*}", "network.head.class_head.{*}"),
+    (_HEAD + "mask_embed.{*}", "network.head.mask_head.{*}"),
+    (_HEAD + "weight", "network.head.classifier.weight"),
+    (_HEAD + "bias", "network.head.classifier.bias"),
+)
+_PART_PREFIXES = {
+    "network.backbone.": "backbone",
+    "backbone.": "backbone",
+    "network.pixel_decoder.": "pixel decoder",
+    _DECODER: "pixel decoder",
+    "network.head.": "head",
+    "sem_seg_head.predictor": "head",
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of weight files, recognised by their names.
+
+    Attributes:
+        title: how reports call it.
+        mark: a name that begins like this shows the family.
+        prefix: what its names lack in front, to become published names (or ours, if it begins with `OURS`).
+        ignored: names that match are known to be of no use here.
+        backbone_only: it fills a backbone; that the rest stays as initialised is no news.
+    """
+
+    title: str
+    mark: re.Pattern[str]
+    prefix: str = ""
+    ignored: re.Pattern[str] = re.compile(r"(?!)")
+    backbone_only: bool = False
+
+
+_CALCULATED = r".*\.num_batches_tracked|.*relative_position_index|.*attn_mask|criterion\..*|pixel_(mean|std)"
+FAMILIES = (
+    Family("maskformer", re.compile(r"network\.")),
+    Family("published MaskFormer", re.compile(r"(backbone|sem_seg_head)\."), ignored=re.compile(_CALCULATED)),
+    Family(
+        "Detectron2 ResNet",
+        re.compile(r"(stem\.conv1|res2\.0)\."),
+        prefix="backbone.",
+        ignored=re.compile(rf"{_CALCULATED}|(stem\.)?(fc|linear)\..*"),
+        backbone_only=True,
+    ),
+    Family(
+        "original Swin",
+        re.compile(r"layers\.0\.blocks\.0\."),
+        prefix="backbone.",
+        ignored=re.compile(rf"{_CALCULATED}|(norm|head)\..*"),
+        backbone_only=True,
+    ),
+    Family(
+        "torchvision ResNet",
+        re.compile(r"layer1\.0\.conv1\."),
+        prefix="network.backbone.body.",
+        ignored=re.compile(rf"{_CALCULATED}|fc\..*"),
+        backbone_only=True,
+    ),
+)
+HEURISTICS = Family("Detectron2, names matched by their ends", re.compile(r"(?!)"), ignored=re.compile(_CALCULATED))
+
+
+def find_family(names: Iterable[str]) -> Family | None:
+    """The family of a file with these names; None if it is of no known one."""
+    names = list(names)
+    return next((family for family in FAMILIES if any(map(family.mark.match, names))), None)
+
+
+def backbone_kind(names: Collection[str]) -> BackboneKind:
+    """What backbone a model with these (our) names has."""
+    body = "network.backbone.body."
+    if f"{body}layer1.0.conv1.weight" in names:
+        if f"{body}conv1.6.weight" in names:
+            return "ResNet with a deep stem"
+        if f"{body}conv1.weight" in names:
+            return "ResNet"
+    return "Swin" if "network.backbone.patch_embed.proj.weight" in names else "other"
+
+
+def part_of(name: str) -> str | None:
+    """Which of `PARTS` a name belongs to, be it published or ours; None for anything else."""
+    return next((part for prefix, part in _PART_PREFIXES.items() if name.startswith(prefix)), None)
+
+
+def to_ours(name: str, kind: BackboneKind) -> str | None:
+    """Our name for a published one, in a model with this kind of backbone; None if there is none."""
+    ours = _translate(_current_version(name), _rules(kind, False))
+    # A name that would not come back was matched by accident.
+    return ours if ours is not None and to_published(ours, kind) == _current_version(name) else None
+
+
+def to_published(name: str, kind: BackboneKind) -> str | None:
+    """The published name for one of ours; None if the published layout has none."""
+    return _translate(name, _rules(kind, True))
+
+
+def _current_version(name: str) -> str:
+    """In the first published version the pixel decoder's names stood directly under the head."""
+    rest = name.removeprefix("sem_seg_head.")
+    if rest == name or rest.startswith(("predictor", "pixel_decoder.")):
+        return name
+    return _DECODER + rest
+
+
+def match_by_suffix(wanted: Iterable[str], names: Collection[str]) -> dict[str, str]:
+    """Detectron2's matching: a model name takes the longest file name that equals it or ends it, cut at a dot.
+
+    Args:
+        wanted: published names of the model.
+        names: names in the file.
+
+    Returns:
+        File name → model name.
+
+    Raises:
+        UserError: two model names take the same file name.
+    """
+    matched: dict[str, str] = {}
+    for name in wanted:
+        steps = name.split(".")
+        found = next((end for i in range(len(steps)) if (end := ".".join(steps[i:])) in names), None)
+        if found is None:
+            continue
+        if found in matched:
+            raise UserError(
+                f"The weight file's {found} would fit both {matched[found]} and {name}: "
+                f"use a file with complete names, such as {name}"
+            )
+        matched[found] = name
+    return matched
+
+
+def _translate(name: str, rules: tuple[tuple[re.Pattern[str], str], ...]) -> str | None:
+    for pattern, template in rules:
+        if match := pattern.fullmatch(name):
+            return _fill(template, match.groupdict())
+    return None
+
+
+def _fill(template: str, values: Mapping[str, str]) -> str:
+    """Puts numbers and rest into a template; a number may have been read as itself or as one more."""
+
+    def fill(slot: re.Match[str]) -> str:
+        key, plus = slot[1], slot[2] or ""
+        if key == "*":
+            return values["rest"]
+        number = int(values[key]) if key in values else int(values[f"{key}_plus"]) - 1
+        return str(number + (1 if plus else 0))
+
+    return re.sub(r"\{([abc*])(\+1)?\}", fill, template)
+
+
+@cache
+def _rules(kind: BackboneKind, from_ours: bool) -> tuple[tuple[re.Pattern[str], str], ...]:
+    pairs = (*_BACKBONES[kind], *_AFTER_BACKBONE)
+    return tuple((_pattern(ours), published) if from_ours else (_pattern(published), ours) for published, ours in pairs)
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    text = re.escape(template).replace(re.escape("{*}"), r"(?P<rest>.+)")
+    for key in "abc":
+        text = text.replace(re.escape(f"{{{key}+1}}"), rf"(?P<{key}_plus>[1-9]\d*)")
+        text = text.replace(re.escape(f"{{{key}}}"), rf"(?P<{key}>\d+)")
+    return re.compile(text)

@@ -1,0 +1,247 @@
+"""Filling a model with the weights of a file, and saying exactly what was filled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from maskformer.checkpoint import layouts
+from maskformer.checkpoint.files import WeightFile, read_weight_file
+from maskformer.checkpoint.mismatch import likely_key, likely_keys_of_part
+from maskformer.checkpoint.remote import local_file
+from maskformer.errors import UserError
+
+_ENOUGH = 0.9
+_NAMES_SHOWN = 4
+_CLASS_LAYERS = ("network.head.class_head.", "network.head.classifier.")
+_QUERIES = "network.head.query_positions.weight"
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LoadingReport:
+    """What `load_weights` did.
+
+    Attributes:
+        path: the file that was read.
+        family: the kind of file, as `layouts.Family.title`.
+        loaded: our names that now hold the file's values.
+        missing: our names, in parts of the model that the file is for, that it lacks; they keep their initial values.
+        unexpected: the file's names that the model has no place for.
+        reshaped: our names of class layers whose number of classes differs: shape in the file, shape in the model. They
+            keep their initial values.
+        ignored: the file's names of calculated values, known to be of no use.
+        parts: for each part of the model how many of its tensors were filled, and how many it has.
+        not_finite: our names that were filled with values that are not all finite.
+    """
+
+    path: Path
+    family: str
+    loaded: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    reshaped: dict[str, tuple[Shape, Shape]] = field(default_factory=dict)
+    ignored: list[str] = field(default_factory=list)
+    parts: dict[str, tuple[int, int]] = field(default_factory=dict)
+    not_finite: list[str] = field(default_factory=list)
+
+    def summary(self) -> str:
+        """A few lines: what the weights filled, part by part, and what they did not."""
+        lines = [f"weights: {self.path} ({self.family})"]
+        for part, (filled, total) in self.parts.items():
+            rest = "" if filled else ", stays as initialised"
+            lines.append(f"  {part}: {filled} of {total} tensors filled{rest}")
+        for name, (in_file, in_model) in self.reshaped.items():
+            lines.append(f"  initialised anew, classes differ: {name} {in_model} (file: {in_file})")
+        for title, names in (
+            ("not in the file, stay as initialised", self.missing),
+            ("in the file but not in the model", self.unexpected),
+            ("WARNING, values that are not finite", self.not_finite),
+        ):
+            if names:
+                lines.append(f"  {title}: {len(names)} ({_some(names)})")
+        return "\n".join(lines)
+
+
+def read_state_dict(source: str | Path) -> dict[str, Tensor]:
+    """The tensors of a weight file under the file's own names, on the CPU.
+
+    Args:
+        source: path, ``https://`` URL or ``detectron2://X``.
+
+    Raises:
+        UserError: the file cannot be had, is damaged or holds more than numbers.
+    """
+    return read_weight_file(local_file(source)).tensors
+
+
+def load_weights(model: nn.Module, path: str | Path, *, strict: bool = False) -> LoadingReport:
+    """Fills a model with the weights of a file, of any family in `layouts.FAMILIES`.
+
+    Nothing is copied before everything has been checked. A layer whose size follows the number of classes keeps its
+    initial values where that number differs, and the report says so.
+
+    Args:
+        model: a meta-architecture, its weights under ``network.``.
+        path: path, ``https://`` URL or ``detectron2://X``.
+        strict: refuse a file that leaves anything of the model unfilled or has anything left over.
+
+    Raises:
+        UserError: the file cannot be read, does not belong to this model, or (`strict`) does not fill it completely.
+    """
+    file = read_weight_file(local_file(path))
+    targets = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(layouts.OURS)}
+    family, sources, report = _assign(file, targets)
+    _sort_shapes(file, sources, targets, report)
+    _check_parts(file, family, sources, targets, report)
+    if strict and (report.missing or report.unexpected or report.reshaped):
+        raise UserError(_incomplete(report))
+    with torch.no_grad():
+        for name in report.loaded:
+            tensor = file.tensors[sources[name]]
+            targets[name].copy_(tensor)
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                report.not_finite.append(name)
+    return report
+
+
+def _assign(file: WeightFile, targets: Mapping[str, Tensor]) -> tuple[layouts.Family, dict[str, str], LoadingReport]:
+    """Which name of the file goes to which of the model: our name → file name."""
+    kind = layouts.backbone_kind(targets)
+    family = layouts.find_family(file.tensors)
+    by_suffix: dict[str, str] = {}
+    if family is None:
+        if not file.matching_heuristics:
+            known = ", ".join(each.title for each in layouts.FAMILIES)
+            raise UserError(f"{file.path}: names such as {_some(list(file.tensors))} are of no known family ({known})")
+        family = layouts.HEURISTICS
+        published = (layouts.to_published(name, kind) for name in targets if not _is_counter(name))
+        by_suffix = layouts.match_by_suffix([name for name in published if name], file.tensors)
+    report = LoadingReport(file.path, family.title)
+    sources: dict[str, str] = {}
+    for name in file.tensors:
+        if family.ignored.fullmatch(name):
+            report.ignored.append(name)
+            continue
+        full = by_suffix.get(name, family.prefix + name)
+        ours = full if full.startswith(layouts.OURS) else layouts.to_ours(full, kind)
+        if ours is None or ours not in targets:
+            report.unexpected.append(name)
+        elif ours in sources:
+            raise UserError(f"{file.path} holds {ours} twice, as {sources[ours]} and {name}: remove one of them")
+        else:
+            sources[ours] = name
+    return family, sources, report
+
+
+def _is_counter(name: str) -> bool:
+    """Batch norm counts its batches; published files have no such entry, and frozen norms do not use it."""
+    return name.endswith(".num_batches_tracked")
+
+
+def _sort_shapes(
+    file: WeightFile, sources: Mapping[str, str], targets: Mapping[str, Tensor], report: LoadingReport
+) -> None:
+    """Shapes agree, or differ by the number of classes, or the file does not belong to this model."""
+    shapes = {ours: tuple(file.tensors[name].shape) for ours, name in sources.items()}
+    different: list[str] = []
+    for ours in targets:
+        if ours not in sources:
+            continue
+        if shapes[ours] == tuple(targets[ours].shape):
+            report.loaded.append(ours)
+        elif _follows_classes(ours, shapes, targets):
+            report.reshaped[ours] = (shapes[ours], tuple(targets[ours].shape))
+        else:
+            different.append(ours)
+    if different:
+        first = different[0]
+        expected = tuple(targets[first].shape)
+        others = f" and {len(different) - 1} more differ" if len(different) > 1 else ""
+        raise UserError(
+            f"{file.path}: {sources[first]} has shape {shapes[first]} but the model's is {expected}{others}: "
+            f"check {likely_key(first, shapes[first], expected)}"
+        )
+
+
+def _follows_classes(name: str, shapes: Mapping[str, Shape], targets: Mapping[str, Tensor]) -> bool:
+    """Whether only the number of rows differs, and rows are classes.
+
+    Query positions have a row per class where there is no class layer (per-pixel+), and with fixed matching, which
+    shows in one row less than the class layer's, on both sides.
+    """
+    shape, expected = shapes[name], tuple(targets[name].shape)
+    if len(shape) != len(expected) or shape[1:] != expected[1:]:
+        return False
+    if name.startswith(_CLASS_LAYERS):
+        return True
+    if name != _QUERIES:
+        return False
+    class_layer = next((ours for ours in targets if ours.startswith(_CLASS_LAYERS)), None)
+    if class_layer is None:
+        return True
+    classes = shapes.get(class_layer, (0,))[0] - 1
+    return classes == shape[0] and targets[class_layer].shape[0] - 1 == expected[0]
+
+
+def _check_parts(
+    file: WeightFile,
+    family: layouts.Family,
+    sources: Mapping[str, str],
+    targets: Mapping[str, Tensor],
+    report: LoadingReport,
+) -> None:
+    """Counts what each part got, and refuses a file that fits a part badly."""
+    places = {part: [name for name in targets if layouts.part_of(name) == part] for part in layouts.PARTS}
+    leftover: dict[str | None, list[str]] = {}
+    for name in report.unexpected:
+        leftover.setdefault(layouts.part_of(family.prefix + name), []).append(name)
+    if not sources:
+        raise UserError(
+            f"{file.path} ({family.title}) holds nothing that fits this model, only names such as "
+            f"{_some(report.unexpected or report.ignored)}: check MODEL.BACKBONE.NAME and MODEL.WEIGHTS"
+        )
+    for part, names in places.items():
+        wanted = [name for name in names if not _is_counter(name)]
+        filled = [name for name in wanted if name in sources]
+        kept = [name for name in filled if name not in report.reshaped]
+        report.parts[part] = (len(kept), len(wanted))
+        extra = leftover.get(part, [])
+        if not filled and not extra:
+            if not family.backbone_only:
+                report.missing.extend(wanted)
+            continue
+        absent = [name for name in wanted if name not in sources]
+        if len(filled) < _ENOUGH * len(wanted) or len(filled) < _ENOUGH * (len(filled) + len(extra)):
+            raise UserError(_bad_fit(file, part, len(filled), absent, extra))
+        report.missing.extend(absent)
+
+
+def _bad_fit(file: WeightFile, part: str, filled: int, absent: list[str], extra: list[str]) -> str:
+    lacking = f"the file lacks {len(absent)} ({_some(absent)})" if absent else ""
+    surplus = f"the model lacks {len(extra)} ({_some(extra)})" if extra else ""
+    reasons = " and ".join(reason for reason in (lacking, surplus) if reason)
+    return (
+        f"{file.path} is for another {part}: only {filled} tensors fit, {reasons}: "
+        f"check {likely_keys_of_part(part, absent, extra)}"
+    )
+
+
+def _incomplete(report: LoadingReport) -> str:
+    problems = (
+        ("the file lacks", report.missing),
+        ("the model lacks", report.unexpected),
+        ("the number of classes differs in", list(report.reshaped)),
+    )
+    reasons = " and ".join(f"{title} {_some(names)}" for title, names in problems if names)
+    return f"{report.path} does not fill this model completely, {reasons}: use the config that the file was made with"
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:_NAMES_SHOWN])
+    return shown + (", …" if len(names) > _NAMES_SHOWN else "")

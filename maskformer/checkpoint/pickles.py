@@ -1,0 +1,175 @@
+"""Reading pickles that hold numpy arrays and plain containers, and nothing else.
+
+A pickle is a program, and the standard reader runs it. This reader answers only the few names that numpy arrays need,
+and answers them with inert stand-ins: neither numpy nor any other library sees a byte of the file before its type,
+shape and length have been checked here.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections import OrderedDict
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_PLAIN_TYPE = re.compile(r"[<>=|]?[biuf](1|2|4|8)")
+
+
+class RefusedError(Exception):
+    """The pickle asks for something that weights do not need; the message says what, as a noun."""
+
+
+class InertArray:
+    """A numpy array as the file describes it: not yet checked, not yet built."""
+
+    __slots__ = ("dtype", "fortran", "raw", "shape")
+
+    def __init__(self, shape: Any = (0,), dtype: Any = None, raw: Any = b"", fortran: Any = False) -> None:
+        self.shape, self.dtype, self.raw, self.fortran = shape, dtype, raw, fortran
+
+    def __setstate__(self, state: Any) -> None:
+        _version, self.shape, self.dtype, self.fortran, self.raw = state
+
+    def to_numpy(self) -> np.ndarray:
+        """Returns the array; its memory may be read-only.
+
+        Raises:
+            RefusedError: it has no type.
+            ValueError: shape, type and number of bytes do not belong together.
+        """
+        if not isinstance(self.dtype, _Dtype):
+            raise RefusedError("an array without a number type")
+        dtype = self.dtype.to_numpy()
+        shape = self.shape if isinstance(self.shape, tuple) else (self.shape,)
+        if not all(type(side) is int and side >= 0 for side in shape):
+            raise ValueError(f"an array of shape {shape!r}")
+        # Python 2 wrote bytes as text: read as latin1, each character is one byte.
+        raw = self.raw.encode("latin1") if isinstance(self.raw, str) else self.raw
+        if not isinstance(raw, (bytes, bytearray)) or len(raw) != prod(shape) * dtype.itemsize:
+            raise ValueError(f"an array of shape {shape} whose bytes are too few or too many")
+        array = np.frombuffer(raw, dtype).reshape(shape, order="F" if self.fortran else "C")
+        return array.astype(dtype.newbyteorder("="), copy=False)
+
+
+class _Inert:
+    """An object the pickle can name and call, but not change."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        raise RefusedError("a change of the reader's own objects")
+
+
+class _Dtype:
+    __slots__ = ("code", "order")
+
+    def __init__(self, code: str) -> None:
+        self.code, self.order = code, ""
+
+    def __setstate__(self, state: Any) -> None:
+        _version, order, *structure = state
+        if any(part is not None for part in structure[:3]):
+            raise RefusedError("an array of records")
+        self.order = order if order in ("<", ">") else ""
+
+    def to_numpy(self) -> np.dtype:
+        return np.dtype(self.order + self.code.lstrip("<>=|") if self.order else self.code)
+
+
+class _Ndarray(_Inert):
+    __slots__ = ()
+
+
+class _MakeDtype(_Inert):
+    __slots__ = ()
+
+    def __call__(self, code: Any, _align: Any = False, _copy: Any = True) -> _Dtype:
+        if not isinstance(code, str) or not _PLAIN_TYPE.fullmatch(code):
+            raise RefusedError(f"an array of type {code!r}, which is not a number type")
+        return _Dtype(code)
+
+
+class _Reconstruct(_Inert):
+    __slots__ = ()
+
+    def __call__(self, kind: Any, _shape: Any, _code: Any) -> InertArray:
+        if not isinstance(kind, _Ndarray):
+            raise RefusedError("a numpy array of a class other than ndarray")
+        return InertArray()
+
+
+class _Scalar(_Inert):
+    __slots__ = ()
+
+    def __call__(self, dtype: Any, raw: Any) -> InertArray:
+        return InertArray((), dtype, raw)
+
+
+class _FromBuffer(_Inert):
+    __slots__ = ()
+
+    def __call__(self, raw: Any, dtype: Any, shape: Any, order: Any) -> InertArray:
+        return InertArray(shape, dtype, raw, order == "F")
+
+
+class _Encode(_Inert):
+    __slots__ = ()
+
+    def __call__(self, text: Any, encoding: Any) -> bytes:
+        if not isinstance(text, str) or encoding != "latin1":
+            raise RefusedError(f"text encoded as {encoding!r}")
+        return text.encode("latin1")
+
+
+_ANSWERS: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): _Ndarray(),
+    ("numpy", "dtype"): _MakeDtype(),
+    ("_codecs", "encode"): _Encode(),
+    ("collections", "OrderedDict"): OrderedDict,
+}
+for _core in ("numpy.core", "numpy._core"):
+    _ANSWERS[_core + ".multiarray", "_reconstruct"] = _Reconstruct()
+    _ANSWERS[_core + ".multiarray", "scalar"] = _Scalar()
+    _ANSWERS[_core + ".numeric", "_frombuffer"] = _FromBuffer()
+for _builtins in ("builtins", "__builtin__"):
+    _ANSWERS[_builtins, "set"] = set
+    _ANSWERS[_builtins, "frozenset"] = frozenset
+
+
+class _RestrictedUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return _ANSWERS[module, name]
+        except KeyError:
+            raise RefusedError(f"{module}.{name}") from None
+
+    def persistent_load(self, identity: Any) -> Any:
+        raise RefusedError("an object stored outside of it")
+
+
+def load_pickle(path: Path) -> Any:
+    """Reads one pickle of plain containers and arrays of numbers.
+
+    Returns:
+        The object; its arrays are `InertArray`, to be built with `InertArray.to_numpy`.
+
+    Raises:
+        RefusedError: the pickle asks for anything else.
+        Exception: any of the many that a damaged pickle can raise.
+    """
+    with path.open("rb") as file:
+        return _RestrictedUnpickler(file, encoding="latin1").load()
+
+
+def dump_pickle(content: Any) -> bytes:
+    """Pickles arrays and plain containers so that every numpy since 1.x reads them.
+
+    numpy 2 names its array constructor by a module that numpy 1 lacks, while the old name works in both. Protocol 3
+    spells it once, as text, before the first array; later arrays refer back to it.
+    """
+    data = pickle.dumps(content, protocol=3)
+    return data.replace(b"cnumpy._core.multiarray\n_reconstruct\n", b"cnumpy.core.multiarray\n_reconstruct\n", 1)
