@@ -5,6 +5,8 @@ Shapes: B batch, L decoder layers, Q queries, K classes, C embedding channels, h
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -81,8 +83,8 @@ class MaskClassificationHead(_QueryHead):
         **options: as of the class it extends.
     """
 
-    def __init__(self, *, num_classes: int, hidden_dim: int = 256, **options: int | float | bool) -> None:
-        super().__init__(hidden_dim=hidden_dim, **options)  # type: ignore[arg-type]
+    def __init__(self, *, num_classes: int, hidden_dim: int = 256, **options: Any) -> None:
+        super().__init__(hidden_dim=hidden_dim, **options)
         self.class_head = nn.Linear(hidden_dim, num_classes + 1)
 
     def forward(self, feature: Tensor, embeddings: Tensor) -> MaskPredictions:
@@ -99,8 +101,8 @@ class QueryPixelHead(_QueryHead):
         **options: as of the class it extends.
     """
 
-    def __init__(self, *, num_classes: int, **options: int | float | bool) -> None:
-        super().__init__(num_queries=num_classes, **options)  # type: ignore[arg-type]
+    def __init__(self, *, num_classes: int, **options: Any) -> None:
+        super().__init__(num_queries=num_classes, **options)
 
     def forward(self, feature: Tensor, embeddings: Tensor) -> PixelPredictions:
         """(B, C_in, h', w') feature map and (B, C, h, w) per-pixel embeddings → predictions."""
@@ -119,7 +121,8 @@ class PixelHead(nn.Module):
         super().__init__()
         self.classifier = nn.Conv2d(mask_dim, num_classes, 1)
         nn.init.kaiming_normal_(self.classifier.weight, mode="fan_out", nonlinearity="relu")
-        nn.init.zeros_(self.classifier.bias)  # type: ignore[arg-type]
+        if self.classifier.bias is not None:
+            nn.init.zeros_(self.classifier.bias)
 
     def forward(self, embeddings: Tensor) -> PixelPredictions:
         """(B, C, h, w) per-pixel embeddings → predictions with L = 1."""

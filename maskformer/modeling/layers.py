@@ -5,8 +5,8 @@ Shapes: B batch, C channels, H×W map size.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -48,6 +48,7 @@ class FrozenBatchNorm2d(nn.Module):
         return torch.addcmul(shift.to(x.dtype)[:, None, None], x, scale.to(x.dtype)[:, None, None])
 
     def extra_repr(self) -> str:
+        """What `repr` shows in the parentheses."""
         return f"{self.weight.shape[0]}, eps={self.eps}"
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -56,11 +57,22 @@ class FrozenBatchNorm2d(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
+class GroupNorm32(nn.GroupNorm):
+    """Group normalisation with 32 groups.
+
+    Args:
+        channels: C, a multiple of 32.
+    """
+
+    def __init__(self, channels: int, device: Any = None, dtype: Any = None) -> None:
+        super().__init__(GROUPS, channels, eps=1e-5, device=device, dtype=dtype)
+
+
 NORMS: dict[str, Callable[..., nn.Module]] = {
     "FrozenBN": FrozenBatchNorm2d,
     "BN": nn.BatchNorm2d,
     "SyncBN": nn.SyncBatchNorm,
-    "GN": partial(nn.GroupNorm, GROUPS, eps=1e-5),
+    "GN": GroupNorm32,
 }
 
 
@@ -100,7 +112,7 @@ class MLP(nn.Module):
 
     def __init__(self, *widths: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., widths[0]) → (..., widths[-1])."""

@@ -1,7 +1,7 @@
-"""Encoder, decoder and sine positions of the transformer (Carion et al., "End-to-End Object Detection with
-Transformers", ECCV 2020), as mask classification uses them.
+"""Encoder, decoder and sine positions of the transformer, as mask classification uses them.
 
-Positions are not added to the content once but to queries and keys in every attention; values carry content only.
+The transformer is DETR's (Carion et al., "End-to-End Object Detection with Transformers", ECCV 2020). Positions are not
+added to the content once but to queries and keys in every attention; values carry content only.
 Shapes: B batch, Q queries, L decoder layers, C hidden size, h×w map size, N = h·w.
 """
 

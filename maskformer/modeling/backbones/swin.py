@@ -7,7 +7,9 @@ Shapes: B batch, C channels, H×W tokens, w window side, N = w² tokens of a win
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from timm.layers import DropPath
@@ -64,7 +66,7 @@ class WindowAttention(nn.Module):
         Returns:
             (B, W, N, C).
         """
-        batch, count, tokens, channels = windows.shape
+        batch, count, tokens, _ = windows.shape
         qkv = self.qkv(windows).unflatten(-1, (3, self.num_heads, -1)).permute(3, 0, 1, 4, 2, 5)
         bias = self.relative_position_bias_table[self.relative_position_index.flatten()]
         bias = bias.unflatten(0, (tokens, tokens)).permute(2, 0, 1)
@@ -180,13 +182,28 @@ class PatchMerging(nn.Module):
 
 
 class SwinStage(nn.Module):
-    """Blocks on maps of one size, and the merging that follows every stage but the last."""
+    """Blocks on maps of one size, and the merging that follows every stage but the last.
 
-    def __init__(self, blocks: Sequence[SwinBlock], downsample: PatchMerging | None) -> None:
+    Args:
+        channels: C.
+        num_heads: h.
+        window: w.
+        drop_paths: of each block, the probability that a branch is dropped for a sample.
+        merge: whether a merging follows.
+        **block_options: as of `SwinBlock`.
+    """
+
+    def __init__(
+        self, channels: int, num_heads: int, window: int, drop_paths: Sequence[float], merge: bool, **block_options: Any
+    ) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        self.window = blocks[0].window
-        self.downsample = downsample
+        # Every second block is shifted, also where the map is no larger than a window.
+        self.blocks = nn.ModuleList(
+            SwinBlock(channels, num_heads, window, window // 2 if i % 2 else 0, drop_path=rate, **block_options)
+            for i, rate in enumerate(drop_paths)
+        )
+        self.window = window
+        self.downsample = PatchMerging(channels) if merge else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) → (B, H, W, C), before merging."""
@@ -275,25 +292,20 @@ class SwinBackbone(nn.Module):
             self.absolute_pos_embed = nn.Parameter(torch.zeros(1, embed_dim, side, side))
             nn.init.trunc_normal_(self.absolute_pos_embed, std=0.02)
         self.pos_drop = nn.Dropout(drop_rate)
+        block_options = {
+            "mlp_ratio": mlp_ratio,
+            "qkv_bias": qkv_bias,
+            "qk_scale": qk_scale,
+            "dropout": drop_rate,
+            "attention_dropout": attn_drop_rate,
+        }
+        # Over all blocks of all stages, also of those that are not built: a map does not depend on coarser ones.
         rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
         self.layers = nn.ModuleList()
         for i, width in enumerate(widths):
-            blocks = [
-                SwinBlock(
-                    width,
-                    num_heads[i],
-                    window_size,
-                    window_size // 2 if j % 2 else 0,
-                    mlp_ratio=mlp_ratio,
-                    qkv_bias=qkv_bias,
-                    qk_scale=qk_scale,
-                    dropout=drop_rate,
-                    attention_dropout=attn_drop_rate,
-                    drop_path=next(rates),
-                )
-                for j in range(depths[i])
-            ]
-            self.layers.append(SwinStage(blocks, PatchMerging(width) if i < stages - 1 else None))
+            drop_paths = list(itertools.islice(rates, depths[i]))
+            merge = i < stages - 1
+            self.layers.append(SwinStage(width, num_heads[i], window_size, drop_paths, merge, **block_options))
         self.channels = {name: widths[i] for i, name in enumerate(names) if name in out_features}
         self.strides = {name: patch_size * 2**i for i, name in enumerate(names) if name in out_features}
         self.size_divisibility = patch_size * 8
@@ -310,11 +322,12 @@ class SwinBackbone(nn.Module):
         x = self.pos_drop(x)
         features = {}
         for i, stage in enumerate(self.layers):
+            assert isinstance(stage, SwinStage)
             x = stage(x)
             name = f"res{i + 2}"
             if name in self.channels:
                 # The map passes a norm of its own, which the next stage does not see.
-                features[name] = self.get_submodule(f"norm{i}")(x).permute(0, 3, 1, 2)
+                features[name] = getattr(self, f"norm{i}")(x).permute(0, 3, 1, 2)
             if stage.downsample is not None:
                 x = stage.downsample(x)
         return features

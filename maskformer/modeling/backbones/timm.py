@@ -83,7 +83,7 @@ def make_resnet(
     """
     stem: dict[str, Any] = {"stem_type": "deep", "stem_width": 64} if deep_stem else {}
     wanted = [name for name in STRIDES if name in out_features]
-    body = timm.create_model(
+    body: Any = timm.create_model(
         f"resnet{depth}",
         features_only=True,
         pretrained=False,
@@ -162,13 +162,13 @@ def _check_name(name: str) -> None:
     """Refuse what timm does not know, with the names nearest to it."""
     if timm.is_model(name):
         return
-    nearest = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3, cutoff=0.5)
+    nearest = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(nearest)}?" if nearest else "timm.list_models() lists them"
     raise UserError(f"MODEL.TIMM.NAME {name!r} is not a model of timm {timm.__version__}: {hint}")
 
 
 def _create(name: str, pretrained: bool, **options: Any) -> Any:
-    """timm's feature extractor; sizes other than the model was trained with allowed where it can."""
+    """A feature extractor of timm, for images of other sizes than it was trained on where it can."""
     try:
         try:
             return timm.create_model(name, features_only=True, pretrained=pretrained, strict_img_size=False, **options)

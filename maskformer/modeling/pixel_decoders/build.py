@@ -13,6 +13,8 @@ from maskformer.modeling.pixel_decoders.fpn import FPNPixelDecoder
 from maskformer.modeling.pixel_decoders.transformer_fpn import TransformerEncoderPixelDecoder
 from maskformer.modeling.transformer import check_width
 
+OUTPUT_STRIDE = 4
+
 
 def build_pixel_decoder(cfg: CfgNode, channels: Mapping[str, int], strides: Mapping[str, int]) -> FPNPixelDecoder:
     """The pixel decoder that ``MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME`` names.
@@ -69,8 +71,8 @@ def _check(cfg: CfgNode, finest_stride: int) -> None:
         raise UserError(
             f"MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS is {head.TRANSFORMER_ENC_LAYERS}: set it to 0 or more"
         )
-    if finest_stride != head.COMMON_STRIDE:
+    if finest_stride != OUTPUT_STRIDE:
         raise UserError(
-            f"MODEL.SEM_SEG_HEAD.COMMON_STRIDE is {head.COMMON_STRIDE}, but the finest map of "
-            f"MODEL.SEM_SEG_HEAD.IN_FEATURES {list(head.IN_FEATURES)} has stride {finest_stride}: make them agree"
+            f"MODEL.SEM_SEG_HEAD.IN_FEATURES {list(head.IN_FEATURES)} begins with a map of stride {finest_stride}, but "
+            f"masks are predicted at stride {OUTPUT_STRIDE}: add res2 (and keep MODEL.SWIN.PATCH_SIZE {OUTPUT_STRIDE})"
         )
