@@ -28,7 +28,7 @@ from maskformer.errors import UserError
 _ZIP = b"PK\x03\x04"
 _LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 _FIRST_BYTES_OF_TEXT_PICKLES = (b"(", b"}", b"c")
-_WANTED_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
+_WANTED_GLOBAL = re.compile(r"GLOBAL (\w[\w.]*\.\w+)")
 _STATE_KEYS = ("model", "state_dict")
 
 

@@ -64,6 +64,7 @@ _AFTER_BACKBONE = (
     (_HEAD + "weight", "network.head.classifier.weight"),
     (_HEAD + "bias", "network.head.classifier.bias"),
 )
+_STAGE = re.compile(r"network\.backbone\.(body\.layer\d+|layers\.\d+|norm\d+)\.")
 _PART_PREFIXES = {
     "network.backbone.": "backbone",
     "backbone.": "backbone",
@@ -154,6 +155,18 @@ def to_ours(name: str, kind: BackboneKind) -> str | None:
 def to_published(name: str, kind: BackboneKind) -> str | None:
     """The published name for one of ours; None if the published layout has none."""
     return _translate(name, _rules(kind, True))
+
+
+def is_of_absent_stage(name: str, targets: Collection[str]) -> bool:
+    """Whether a name (published or ours) is of a backbone stage that a model leaves out because nothing reads it.
+
+    Args:
+        name: of a weight in a file.
+        targets: our names in the model.
+    """
+    ours = name if name.startswith(OURS) else to_ours(name, backbone_kind(targets))
+    stage = _STAGE.match(ours) if ours else None
+    return stage is not None and not any(target.startswith(stage[0]) for target in targets)
 
 
 def _current_version(name: str) -> str:

@@ -200,7 +200,8 @@ def _check_parts(
     places = {part: [name for name in targets if layouts.part_of(name) == part] for part in layouts.PARTS}
     leftover: dict[str | None, list[str]] = {}
     for name in report.unexpected:
-        leftover.setdefault(layouts.part_of(family.prefix + name), []).append(name)
+        if not layouts.is_of_absent_stage(family.prefix + name, targets):
+            leftover.setdefault(layouts.part_of(family.prefix + name), []).append(name)
     if not sources:
         raise UserError(
             f"{file.path} ({family.title}) holds nothing that fits this model, only names such as "

@@ -125,6 +125,15 @@ class _Encode(_Inert):
         return text.encode("latin1")
 
 
+class _NoBytes(_Inert):
+    """How protocols before 3 write the bytes of an empty array."""
+
+    __slots__ = ()
+
+    def __call__(self) -> bytes:
+        return b""
+
+
 _ANSWERS: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): _Ndarray(),
     ("numpy", "dtype"): _MakeDtype(),
@@ -136,6 +145,7 @@ for _core in ("numpy.core", "numpy._core"):
     _ANSWERS[_core + ".multiarray", "scalar"] = _Scalar()
     _ANSWERS[_core + ".numeric", "_frombuffer"] = _FromBuffer()
 for _builtins in ("builtins", "__builtin__"):
+    _ANSWERS[_builtins, "bytes"] = _NoBytes()
     _ANSWERS[_builtins, "set"] = set
     _ANSWERS[_builtins, "frozenset"] = frozenset
 
