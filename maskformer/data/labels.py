@@ -168,7 +168,9 @@ READERS = {"semantic": semantic_planes, "panoptic": panoptic_planes, "instance":
 """Task → what reads a record's segments."""
 
 
-def planes_to_segment_map(planes: np.ndarray, classes: np.ndarray, plane: np.ndarray | None, keep_empty: bool) -> SegmentMap:
+def planes_to_segment_map(
+    planes: np.ndarray, classes: np.ndarray, plane: np.ndarray | None, keep_empty: bool
+) -> SegmentMap:
     """Wraps index planes as `SegmentMap`, without segments that have no pixel left unless `keep_empty`.
 
     Args:

@@ -10,226 +10,24 @@ Names: ``shapes_{semantic,panoptic,instance}_{train,val}``; train has 1,000,000 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
-import cv2
 import numpy as np
 
 from maskformer.data.dataset import Dataset, Metadata, Record, distinct_colors
+from maskformer.data.datasets.shapes_scene import SIZE, STUFF, THINGS, draw_scene
 
 SCHEME = "shapes://"
-SIZE = 128
-STUFF = ("grass", "water")
-THINGS = ("disc", "square", "triangle")
 IGNORE_LABEL = 255
 COUNTS = {"train": 1_000_000, "val": 200}
 TASKS = ("semantic", "panoptic", "instance")
 NAMES = tuple(f"shapes_{task}_{split}" for task in TASKS for split in COUNTS)
 
-_SPLIT_SEEDS = {"train": 1, "val": 2}
-_SUBPIXEL = 4  # bits after the point in the coordinates given to OpenCV
-_ROWS, _COLUMNS = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32)
+_EVALUATORS = {"semantic": ("sem_seg",), "panoptic": ("sem_seg", "panoptic_seg"), "instance": ("instances",)}
+_TRUTH = {"semantic": ("sem_seg",), "panoptic": ("sem_seg", "pan_seg"), "instance": ("annotations",)}
 
 
-class Scene(NamedTuple):
-    """One drawn scene; H = W = `SIZE`.
-
-    Attributes:
-        image: (H, W, 3) uint8, RGB.
-        ids: (H, W) int32 panoptic ids, every pixel belongs to a segment.
-        segments: ``id, category_id, isthing, iscrowd, area`` (visible pixels) and ``bbox`` (x, y, w, h) of each
-            segment; stuff first, then things from back to front.
-    """
-
-    image: np.ndarray
-    ids: np.ndarray
-    segments: list[dict[str, Any]]
-
-
-class _Thing(NamedTuple):
-    kind: int
-    x: float
-    y: float
-    radius: float
-    color: np.ndarray
-    mask: np.ndarray
-    area: int
-
-
-# ------------------------------------------------------------------ drawing
-def _stripes(rng: np.random.Generator) -> np.ndarray:
-    """(H, W) in [-1, 1]: straight stripes, 5 to 9 pixels apart, in any direction."""
-    angle, period, phase = rng.uniform(0, math.pi), rng.uniform(5, 9), rng.uniform(0, 2 * math.pi)
-    along = _COLUMNS * np.float32(math.cos(angle)) + _ROWS * np.float32(math.sin(angle))
-    return np.sin(along * np.float32(2 * math.pi / period) + np.float32(phase))
-
-
-def _blobs(rng: np.random.Generator) -> np.ndarray:
-    """(H, W) in [-1, 1]: round blobs of about the width of the stripes."""
-    cells = int(rng.integers(22, 40))
-    noise = rng.standard_normal((cells, cells), dtype=np.float32)
-    return np.clip(cv2.resize(noise, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC) * np.float32(1.3), -1, 1)
-
-
-def _color(rng: np.random.Generator, others: Sequence[np.ndarray] = ()) -> np.ndarray:
-    """(3,) float32 in 35..220, as far from `others` as a few tries find (every object's outline can be seen)."""
-    best, best_distance = np.zeros(3, np.float32), -1.0
-    for _ in range(6):
-        color = rng.uniform(35, 220, 3).astype(np.float32)
-        distance = min((float(np.linalg.norm(color - other)) for other in others), default=1e9)
-        if distance > best_distance:
-            best, best_distance = color, distance
-        if best_distance > 80:
-            break
-    return best
-
-
-def _paint(texture: np.ndarray, color: np.ndarray, swing: np.ndarray) -> np.ndarray:
-    """(H, W, 3) float32: `color`, moved along `swing` by the texture."""
-    return color + texture[..., None] * swing
-
-
-def _swing(rng: np.random.Generator, strength: float) -> np.ndarray:
-    """(3,) float32 colour change of a texture: mostly brightness, a little hue."""
-    return (strength * (0.8 + rng.uniform(-0.4, 0.4, 3)) * rng.choice((-1.0, 1.0))).astype(np.float32)
-
-
-def _ground(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Both kinds of stuff: (H, W, 3) float32 colours and (H, W) uint8 class (index into `STUFF`)."""
-    angle = rng.uniform(0, 2 * math.pi)
-    x, y = (_COLUMNS - SIZE / 2) / SIZE, (_ROWS - SIZE / 2) / SIZE
-    across = x * math.cos(angle) + y * math.sin(angle)
-    along = y * math.cos(angle) - x * math.sin(angle)
-    curve = np.full_like(across, rng.uniform(-0.2, 0.2))
-    for _ in range(2):
-        curve += rng.uniform(0.03, 0.12) * np.sin(rng.uniform(3, 12) * along + rng.uniform(0, 2 * math.pi))
-    kinds = (across > curve).astype(np.uint8)
-    colors = [_color(rng), _color(rng)]
-    swings = [_swing(rng, rng.uniform(25, 45)), _swing(rng, rng.uniform(25, 45))]
-    if rng.random() < 0.5:
-        colors[1], swings[1] = colors[0], swings[0]
-    grass, water = _paint(_stripes(rng), colors[0], swings[0]), _paint(_blobs(rng), colors[1], swings[1])
-    return np.where(kinds[..., None] == 0, grass, water), kinds
-
-
-def _outline(rng: np.random.Generator, kind: int, x: float, y: float, radius: float) -> np.ndarray:
-    """(H, W) bool mask of one thing, cut at the border of the scene."""
-    mask = np.zeros((SIZE, SIZE), np.uint8)
-    scale = 1 << _SUBPIXEL
-    if kind == 0:
-        cv2.circle(mask, (round(x * scale), round(y * scale)), round(radius * scale), 1, -1, shift=_SUBPIXEL)
-        return mask.astype(bool)
-    turn = rng.uniform(0, 2 * math.pi)
-    if kind == 1:
-        half = math.atan(rng.uniform(0.75, 1.0))
-        angles, reach = np.array([half, math.pi - half, math.pi + half, -half]), 1.15 * radius
-    else:
-        angles, reach = np.array([0.0, 2.0, 4.0]) * math.pi / 3 + rng.uniform(-0.25, 0.25, 3), 1.35 * radius
-    points = np.stack([x + reach * np.cos(angles + turn), y + reach * np.sin(angles + turn)], axis=1)
-    cv2.fillPoly(mask, [np.round(points * scale).astype(np.int32)], 1, shift=_SUBPIXEL)
-    return mask.astype(bool)
-
-
-def _propose(rng: np.random.Generator, things: Sequence[_Thing]) -> tuple[int, float, float, float]:
-    """Class, centre and radius of a new thing: usually beside, and of the class of, one that is there."""
-    radius = rng.uniform(11, 22) * SIZE / 128
-    if things and rng.random() < 0.7:
-        beside = things[int(rng.integers(len(things)))]
-        kind = beside.kind if rng.random() < 0.75 else int(rng.integers(len(THINGS)))
-        angle, distance = rng.uniform(0, 2 * math.pi), (beside.radius + radius) * rng.uniform(0.65, 0.95)
-        return kind, beside.x + distance * math.cos(angle), beside.y + distance * math.sin(angle), radius
-    x, y = rng.uniform(0.08, 0.92, 2) * SIZE
-    return int(rng.integers(len(THINGS))), float(x), float(y), radius
-
-
-def _fits(mask: np.ndarray, radius: float, things: Sequence[_Thing], owner: np.ndarray) -> bool:
-    """Whether most of the new thing lies inside the scene and every thing below it stays half visible."""
-    if mask.sum() < 1.3 * radius * radius:
-        return False
-    visible = np.bincount(owner[~mask], minlength=len(things) + 1)[1:]
-    return all(left >= 0.5 * thing.area for left, thing in zip(visible, things, strict=True))
-
-
-def _place(rng: np.random.Generator, grounds: Sequence[np.ndarray]) -> tuple[list[_Thing], np.ndarray]:
-    """3 to 8 things from back to front, and (H, W) int64 owner of each pixel (0 = stuff, i + 1 = thing i)."""
-    wanted = int(rng.integers(3, 9))
-    things: list[_Thing] = []
-    owner = np.zeros((SIZE, SIZE), np.int64)
-    tries = 0
-    while len(things) < 3 or (len(things) < wanted and tries < 6 * wanted):
-        tries += 1
-        kind, x, y, radius = _propose(rng, things)
-        mask = _outline(rng, kind, x, y, radius)
-        if not (0 <= x < SIZE and 0 <= y < SIZE and _fits(mask, radius, things, owner)):
-            continue
-        things.append(_Thing(kind, x, y, radius, _color(rng, [*grounds, *(t.color for t in things)]), mask, mask.sum()))
-        owner[mask] = len(things)
-    return things, owner
-
-
-def _fill(rng: np.random.Generator, image: np.ndarray, thing: _Thing) -> None:
-    """Paints one thing, flat, shaded or textured, with a darker rim, into (H, W, 3) float32 `image`."""
-    style = rng.random()
-    if style < 0.4:
-        paint = np.broadcast_to(thing.color, image.shape)
-    elif style < 0.7:
-        angle = rng.uniform(0, 2 * math.pi)
-        ramp = ((_COLUMNS - thing.x) * math.cos(angle) + (_ROWS - thing.y) * math.sin(angle)) / thing.radius
-        paint = _paint(ramp.astype(np.float32), thing.color, _swing(rng, 30))
-    else:
-        paint = _paint((_stripes, _blobs)[int(rng.integers(2))](rng), thing.color, _swing(rng, 15))
-    np.copyto(image, paint, where=thing.mask[..., None])
-    inside = cv2.erode(thing.mask.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
-    image[thing.mask & ~inside] *= np.float32(0.65)
-
-
-def _segments(ids: np.ndarray, categories: dict[int, int]) -> list[dict[str, Any]]:
-    """The segments of (H, W) `ids` that can be seen, in the order of `categories` (id → class)."""
-    segments = []
-    for segment_id, category in categories.items():
-        mask = ids == segment_id
-        area = int(mask.sum())
-        if area:
-            left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
-            segments.append(
-                {
-                    "id": segment_id,
-                    "category_id": category,
-                    "isthing": category >= len(STUFF),
-                    "iscrowd": 0,
-                    "area": area,
-                    "bbox": [int(left), int(top), int(width), int(height)],
-                }
-            )
-    return segments
-
-
-@lru_cache(maxsize=2)
-def draw_scene(split: str, index: int) -> Scene:
-    """Draws scene `index` of `split`; the last scenes are kept, so image and labels are drawn once.
-
-    The arrays are read-only, because they are shared.
-    """
-    rng = np.random.default_rng((_SPLIT_SEEDS[split], index))
-    image, kinds = _ground(rng)
-    things, owner = _place(rng, [image[kinds == k].mean(axis=0) for k in range(2) if (kinds == k).any()])
-    for thing in things:
-        _fill(rng, image, thing)
-    image = cv2.GaussianBlur(image, (3, 3), 0.6)
-    light = 1 + rng.uniform(-0.15, 0.15) * (_COLUMNS / SIZE - 0.5) + rng.uniform(-0.15, 0.15) * (_ROWS / SIZE - 0.5)
-    image = image * light[..., None] + rng.standard_normal(image.shape, dtype=np.float32) * np.float32(5)
-    pixels = np.clip(image + np.float32(0.5), 0, 255).astype(np.uint8)
-    ids = np.where(owner == 0, kinds + 1, owner + len(STUFF)).astype(np.int32)
-    categories = {1: 0, 2: 1} | {len(STUFF) + 1 + i: len(STUFF) + thing.kind for i, thing in enumerate(things)}
-    pixels.setflags(write=False)
-    ids.setflags(write=False)
-    return Scene(pixels, ids, _segments(ids, categories))
-
-
-# ------------------------------------------------------------------ reading by name
 def _parse(name: str) -> tuple[str, str, int]:
     split, layer, number = name[len(SCHEME) :].split("/")
     return split, layer, int(number.removesuffix(".png"))
@@ -257,7 +55,7 @@ class _Lazy(Sequence[dict[str, Any]]):
     """A list of dicts that is made when it is first looked at, so that listing records draws nothing."""
 
     def __init__(self, split: str, index: int) -> None:
-        self.split, self.index = split, index
+        self.split, self.scene = split, index
 
     def _items(self) -> list[dict[str, Any]]:
         raise NotImplementedError
@@ -280,7 +78,7 @@ class LazySegments(_Lazy):
     """``segments_info`` of a scene, with ``area``; contiguous ids over stuff and things."""
 
     def _items(self) -> list[dict[str, Any]]:
-        return draw_scene(self.split, self.index).segments
+        return draw_scene(self.split, self.scene).segments
 
 
 class LazyAnnotations(_Lazy):
@@ -289,10 +87,10 @@ class LazyAnnotations(_Lazy):
     def _items(self) -> list[dict[str, Any]]:
         from pycocotools import mask as coco_mask
 
-        scene = draw_scene(self.split, self.index)
+        scene = draw_scene(self.split, self.scene)
         return [
             {
-                "id": self.index * 100 + segment["id"],  # never 0, which COCO's evaluation takes for "no match"
+                "id": self.scene * 100 + segment["id"],  # never 0, which COCO's evaluation takes for "no match"
                 "category_id": segment["category_id"] - len(STUFF),
                 "iscrowd": 0,
                 "area": segment["area"],
@@ -358,8 +156,8 @@ def build(name: str) -> Dataset:
         things=[c in THINGS for c in classes],
         colors=colors,
         ignore_label=IGNORE_LABEL,
-        evaluators={"semantic": ("sem_seg",), "panoptic": ("sem_seg", "panoptic_seg"), "instance": ("instances",)}[task],
+        evaluators=_EVALUATORS[task],
         dataset_ids=list(range(len(classes))),
-        truth={"semantic": ("sem_seg",), "panoptic": ("sem_seg", "pan_seg"), "instance": ("annotations",)}[task],
+        truth=_TRUTH[task],
     )
     return Dataset(metadata, _Lister(task, split), uniform=True)
