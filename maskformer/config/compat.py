@@ -12,10 +12,15 @@ from maskformer.errors import UserError
 
 
 class Unread(NamedTuple):
-    """A published key without effect: its default is ``values[0]``, ``values`` are all that it may have."""
+    """A published key without effect.
+
+    Its default is ``values[0]``, ``values`` are all that it may have. A ``free`` one may have any value: it
+    only refines another key, which is refused.
+    """
 
     values: tuple[Any, ...]
-    remedy: str
+    remedy: str = ""
+    free: bool = False
 
 
 UNREAD: dict[str, Unread] = {
@@ -38,8 +43,6 @@ UNREAD: dict[str, Unread] = {
     # ResNeXt.
     "MODEL.RESNETS.NUM_GROUPS": Unread((1,), "use MODEL.BACKBONE.NAME timm with a ResNeXt as MODEL.TIMM.NAME"),
     "MODEL.RESNETS.WIDTH_PER_GROUP": Unread((64,), "use MODEL.BACKBONE.NAME timm with a wider network"),
-    # Stride of the per-pixel embeddings: that of the finest feature.
-    "MODEL.SEM_SEG_HEAD.COMMON_STRIDE": Unread((4,), "leave it out, masks are predicted at stride 4"),
     # Box detectors.
     "MODEL.MASK_ON": Unread((False,), "use MODEL.MASK_FORMER.TEST.INSTANCE_ON"),
     "MODEL.KEYPOINT_ON": Unread((False,), "leave it out, keypoints are not predicted"),
@@ -48,8 +51,9 @@ UNREAD: dict[str, Unread] = {
     "INPUT.RANDOM_FLIP": Unread(("horizontal",), "leave it out, every recipe mirrors half of its images"),
     # How COCO masks are stored; both kinds are read wherever they occur.
     "INPUT.MASK_FORMAT": Unread(("polygon", "bitmask"), "leave it out, polygons and RLE are both read"),
-    # Images without any annotation are valid for training and are kept.
-    "DATALOADER.FILTER_EMPTY_ANNOTATIONS": Unread((True,), "leave it out, an image without segments is valid"),
+    # Order of the training images; there is one sampler.
+    "DATALOADER.SAMPLER_TRAIN": Unread(("TrainingSampler",), "leave it out, images are reshuffled endlessly"),
+    # Repeating images of rare classes.
     "DATALOADER.REPEAT_THRESHOLD": Unread((0.0,), "leave it out, images are not repeated by class frequency"),
     # Separate settings for biases.
     "SOLVER.BIAS_LR_FACTOR": Unread((1.0,), "leave it out, biases share the learning rate of their layer"),
@@ -57,6 +61,12 @@ UNREAD: dict[str, Unread] = {
     # Scaling of a schedule with the number of processes.
     "SOLVER.REFERENCE_WORLD_SIZE": Unread((0,), "set SOLVER.IMS_PER_BATCH, it counts the images of all processes"),
     "TEST.DETECTIONS_PER_IMAGE": Unread((100,), "set MODEL.MASK_FORMER.NUM_OBJECT_QUERIES"),
+    # Test-time augmentation is not there; its settings say nothing while it is off.
+    "TEST.AUG.ENABLED": Unread((False,), "evaluate at one scale, test-time augmentation is not supported"),
+    "TEST.AUG.MIN_SIZES": Unread(([400, 500, 600, 700, 800, 900, 1000, 1100, 1200],), free=True),
+    "TEST.AUG.MAX_SIZE": Unread((4000,), free=True),
+    "TEST.AUG.FLIP": Unread((True,), free=True),
+    # Results that a run must reach.
     "TEST.EXPECTED_RESULTS": Unread(([],), "compare OUTPUT_DIR/metrics.json yourself"),
 }
 
@@ -73,6 +83,6 @@ def check_unread(values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
     """
     for key, unread in UNREAD.items():
         value = values[key]
-        if value not in unread.values:
+        if not unread.free and value not in unread.values:
             allowed = " or ".join(repr(allowed) for allowed in unread.values)
             raise UserError(f"{origins.get(key, '')}{key} is {value!r} but may only be {allowed}: {unread.remedy}")

@@ -12,7 +12,7 @@ from typing import Any
 RESNETS: dict[str, Any] = {
     "DEPTH": 50,  # 18, 34, 50, 101 or 152 layers. Published.
     "STEM_TYPE": "basic",  # "basic": one 7x7 convolution; "deeplab": three 3x3 (R101c). Published.
-    "NORM": "FrozenBN",  # normalisation layers; "FrozenBN": batch norm with constant statistics and scales. Published.
+    "NORM": "FrozenBN",  # "FrozenBN" (batch norm with constant statistics and scales), "BN", "SyncBN", "GN". Published.
     "RES4_DILATION": 1,  # dilation of res4's 3x3 convolutions; 1 keeps stride 16. Published.
     "RES5_DILATION": 1,  # dilation of res5's 3x3 convolutions; 1 keeps stride 32. Published.
     "RES5_MULTI_GRID": [1, 1, 1],  # dilations of res5's three blocks, [1, 2, 4] for R101c. Published.
@@ -45,10 +45,11 @@ SEM_SEG_HEAD: dict[str, Any] = {
     "IN_FEATURES": ["res2", "res3", "res4", "res5"],  # maps the pixel decoder joins, finest first. Published.
     "IGNORE_VALUE": 255,  # label of unsupervised pixels in label maps. Published.
     "NUM_CLASSES": 150,  # K, classes without "no object"; > 0. Published.
+    "COMMON_STRIDE": 4,  # stride of the logits over the image; 4 is the one there is. Published.
     "LOSS_WEIGHT": 1.0,  # weight of the per-pixel cross-entropy, >= 0. Published.
     "CONVS_DIM": 256,  # channels inside the pixel decoder. Published.
     "MASK_DIM": 256,  # channels of per-pixel and mask embeddings. Published.
-    "NORM": "GN",  # pixel decoder's normalisation: "GN" (32 groups) or "" (none, but biases). Published.
+    "NORM": "GN",  # pixel decoder's: "GN" (32 groups), "BN", "SyncBN", "FrozenBN", "" (none, but biases). Published.
     "PIXEL_DECODER_NAME": "BasePixelDecoder",  # "BasePixelDecoder" (FPN), "TransformerEncoderPixelDecoder". Published.
     "TRANSFORMER_ENC_LAYERS": 0,  # layers of TransformerEncoderPixelDecoder's encoder. Published.
 }
@@ -125,7 +126,7 @@ DATASETS: dict[str, Any] = {
 DATALOADER: dict[str, Any] = {
     "NUM_WORKERS": 4,  # worker processes per training process; 0: none. Published.
     "PREFETCH_FACTOR": 2,  # batches that each worker prepares ahead, >= 1. Ours.
-    "SAMPLER_TRAIN": "TrainingSampler",  # endless reshuffles; the one sampler there is. Published.
+    "FILTER_EMPTY_ANNOTATIONS": True,  # train without images whose record lists no segment but crowds. Published.
     "ASPECT_RATIO_GROUPING": True,  # batches of landscape or of other images only. Published.
 }
 
@@ -165,12 +166,6 @@ TEST: dict[str, Any] = {
     "EVAL_PERIOD": 0,  # iterations between evaluations; 0: only at the end. Published.
     "IMS_PER_BATCH": 1,  # images per evaluation step; only equal sizes share one. Ours.
     "PICTURES": 4,  # truth | prediction pictures that each evaluation saves, >= 0. Ours.
-    "AUG": {
-        "ENABLED": False,  # test-time augmentation. Published.
-        "MIN_SIZES": [400, 500, 600, 700, 800, 900, 1000, 1100, 1200],  # shorter sides in pixels. Published.
-        "MAX_SIZE": 4000,  # limit of the longer side in pixels. Published.
-        "FLIP": True,  # each size mirrored as well. Published.
-    },
 }
 
 DEFAULTS: dict[str, Any] = {

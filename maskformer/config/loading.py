@@ -20,6 +20,8 @@ from maskformer.errors import UserError
 BASE_KEY = "_BASE_"
 _PACKAGE = Path(__file__).resolve().parents[1]
 _MAP_TAG = "tag:yaml.org,2002:map"
+_SEQUENCE_TAG = "tag:yaml.org,2002:seq"
+_MERGE_TAG = "tag:yaml.org,2002:merge"
 _SIZE_LIST_TAG = "tag:yaml.org,2002:python/object/apply:eval"
 _SIZE_LIST = re.compile(
     r"\[\s*int\(\s*(?P<x>[A-Za-z_]\w*)\s*\*\s*(?P<first>\d+(?:\.\d*)?)\s*\*\s*(?P<second>\d+(?:\.\d*)?)\s*\)\s+"
@@ -47,9 +49,6 @@ class _Loader(yaml.SafeLoader):
 
     # Resolvers are class attributes shared with SafeLoader: copy before adding to them.
     yaml_implicit_resolvers = {key: list(value) for key, value in yaml.SafeLoader.yaml_implicit_resolvers.items()}  # noqa: RUF012
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Leave merge keys (``<<``) alone: they reach the caller as an unknown key."""
 
 
 _Loader.add_implicit_resolver(
@@ -90,47 +89,74 @@ def _line(path: Path, mark: yaml.Mark | None) -> str:
     return f"{path}, line {mark.line + 1}: " if mark is not None else f"{path}: "
 
 
-def _construct(loader: _Loader, node: yaml.Node, path: Path) -> Any:
-    """The value of a node below a key; sequences item by item, so that a tag is found at any depth."""
-    if node.tag == _SIZE_LIST_TAG:
+class _Reader:
+    """Turns the nodes of one file into settings."""
+
+    def __init__(self, loader: _Loader, path: Path) -> None:
+        self.loader = loader
+        self.path = path
+        self._open: list[yaml.Node] = []  # nodes being read, outermost first
+
+    def where(self, node: yaml.Node) -> str:
+        """Front of a message about a node."""
+        return _line(self.path, node.start_mark)
+
+    def settings(self, node: yaml.MappingNode, prefix: str = "") -> Iterator[Setting]:
+        """Settings of a mapping in the order of the file."""
+        self._enter(node, prefix.removesuffix("."))
+        seen: dict[str, int] = {}
+        for key_node, value_node in node.value:
+            key = self._key(key_node, prefix)
+            if key in seen:
+                raise UserError(
+                    f"{self.where(key_node)}{prefix}{key} was already given in line {seen[key]}: keep one of the two"
+                )
+            seen[key] = key_node.start_mark.line + 1
+            if isinstance(value_node, yaml.MappingNode) and value_node.tag == _MAP_TAG:
+                yield from self.settings(value_node, f"{prefix}{key}.")
+            else:
+                yield Setting(prefix + key, self._value(value_node, prefix + key), self.where(key_node))
+        self._open.pop()
+
+    def _enter(self, node: yaml.Node, key: str) -> None:
+        if any(outer is node for outer in self._open):
+            raise UserError(f"{self.where(node)}{key} contains itself: write its values out")
+        self._open.append(node)
+
+    def _key(self, node: yaml.Node, prefix: str) -> str:
+        if node.tag == _MERGE_TAG:
+            raise UserError(f"{self.where(node)}the merge key << is refused: write the keys out or use {BASE_KEY}")
+        key = self._value(node, prefix)
+        if not isinstance(key, str):
+            kind = type(key).__name__
+            raise UserError(f"{self.where(node)}{prefix}{key!r} is a {kind}, but keys are names: check the indentation")
+        return key
+
+    def _value(self, node: yaml.Node, key: str) -> Any:
+        """The value of a node below a key; sequences item by item, so that a tag is found at any depth."""
+        if node.tag == _SIZE_LIST_TAG:
+            return self._size_list(node)
+        if node.tag not in self.loader.yaml_constructors:
+            tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+            raise UserError(f"{self.where(node)}the tag {tag} is refused: write the plain value instead")
+        if not isinstance(node, yaml.SequenceNode) or node.tag != _SEQUENCE_TAG:
+            return self.loader.construct_object(node, deep=True)
+        self._enter(node, key)
+        items = [self._value(item, key) for item in node.value]
+        self._open.pop()
+        return items
+
+    def _size_list(self, node: yaml.Node) -> list[int]:
+        """What the one published expression computes; never executed."""
         items = node.value if isinstance(node, yaml.SequenceNode) else []
-        if len(items) != 1 or not isinstance(items[0], yaml.ScalarNode):
-            raise UserError(
-                f'{_line(path, node.start_mark)}write the sizes as a plain list or as ["{_SIZE_LIST_EXAMPLE}"]'
-            )
         try:
+            if len(items) != 1 or not isinstance(items[0], yaml.ScalarNode):
+                raise ValueError(f'there must be one text, ["{_SIZE_LIST_EXAMPLE}"]')
             return evaluate_size_list(items[0].value)
         except ValueError as error:
             raise UserError(
-                f"{_line(path, node.start_mark)}code in a config is never executed, and {error}: write the list out"
+                f"{self.where(node)}code in a config is never executed, and {error}: write the list out"
             ) from None
-    if node.tag not in loader.yaml_constructors:
-        tag = node.tag.replace("tag:yaml.org,2002:", "!!")
-        raise UserError(f"{_line(path, node.start_mark)}the tag {tag} is refused: write the plain value instead")
-    if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
-        return [_construct(loader, item, path) for item in node.value]
-    return loader.construct_object(node, deep=True)
-
-
-def _walk(loader: _Loader, node: yaml.MappingNode, path: Path, prefix: str) -> Iterator[Setting]:
-    """Settings of a mapping in the order of the file."""
-    seen: dict[str, int] = {}
-    for key_node, value_node in node.value:
-        where = _line(path, key_node.start_mark)
-        key = _construct(loader, key_node, path)
-        if not isinstance(key, str):
-            raise UserError(
-                f"{where}{prefix}{key!r} is a {type(key).__name__}, but keys are names: check the indentation"
-            )
-        if key in seen:
-            raise UserError(f"{where}{prefix}{key} was already given in line {seen[key]}: keep one of the two")
-        seen[key] = key_node.start_mark.line + 1
-        if isinstance(value_node, yaml.MappingNode) and value_node.tag == _MAP_TAG:
-            if value_node.value and len(prefix) > 200:
-                raise UserError(f"{where}{prefix}{key} contains itself: write its values out")
-            yield from _walk(loader, value_node, path, f"{prefix}{key}.")
-        else:
-            yield Setting(prefix + key, _construct(loader, value_node, path), where)
 
 
 def _read_one(path: Path) -> list[Setting]:
@@ -149,7 +175,7 @@ def _read_one(path: Path) -> list[Setting]:
                 return []
             if not isinstance(node, yaml.MappingNode) or node.tag != _MAP_TAG:
                 raise UserError(f"{_line(path, node.start_mark)}a config is a mapping: write KEY: value lines")
-            return list(_walk(loader, node, path, ""))
+            return list(_Reader(loader, path).settings(node))
         finally:
             loader.dispose()
     except yaml.YAMLError as error:

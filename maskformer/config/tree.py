@@ -50,7 +50,7 @@ def _schema_tree() -> dict[str, Any]:
         *sections, name = key.split(".")
         node = tree
         for section in sections:
-            node = node[section]
+            node = node.setdefault(section, {})
         node[name] = copy.deepcopy(unread.values[0])
     return tree
 

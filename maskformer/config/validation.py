@@ -15,7 +15,10 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "MODEL.BACKBONE.NAME": ("build_resnet_backbone", "build_resnet_deeplab_backbone", "D2SwinTransformer", "timm"),
     "MODEL.RESNETS.DEPTH": (18, 34, 50, 101, 152),
     "MODEL.RESNETS.STEM_TYPE": ("basic", "deeplab"),
+    "MODEL.RESNETS.NORM": ("FrozenBN", "BN", "SyncBN", "GN"),
+    "MODEL.SEM_SEG_HEAD.NORM": ("GN", "BN", "SyncBN", "FrozenBN", ""),
     "MODEL.SEM_SEG_HEAD.NAME": ("MaskFormerHead", "PerPixelBaselineHead", "PerPixelBaselinePlusHead"),
+    "MODEL.SEM_SEG_HEAD.COMMON_STRIDE": (4,),
     "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": ("BasePixelDecoder", "TransformerEncoderPixelDecoder"),
     "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE": ("res2", "res3", "res4", "res5", "transformer_encoder"),
     "MODEL.MASK_FORMER.MATCHER": ("hungarian", "fixed"),
@@ -23,7 +26,6 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "INPUT.FORMAT": ("RGB", "BGR"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
     "INPUT.CROP.TYPE": ("absolute", "absolute_range", "relative", "relative_range"),
-    "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler",),
     "SOLVER.OPTIMIZER": ("ADAMW", "SGD"),
     "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupPolyLR"),
     "SOLVER.WARMUP_METHOD": ("linear", "constant"),
@@ -34,7 +36,6 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 LENGTHS: dict[str, int] = {
     "MODEL.PIXEL_MEAN": 3,
     "MODEL.PIXEL_STD": 3,
-    "MODEL.RESNETS.RES5_MULTI_GRID": 3,
     "MODEL.SWIN.DEPTHS": 4,
     "MODEL.SWIN.NUM_HEADS": 4,
     "INPUT.CROP.SIZE": 2,
@@ -52,7 +53,7 @@ POSITIVE = (
     *("INPUT.CROP.SINGLE_CATEGORY_MAX_AREA", "DATALOADER.PREFETCH_FACTOR"),
     *("SOLVER.BASE_LR", "SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.GAMMA"),
     *("SOLVER.POLY_LR_POWER", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "SOLVER.CLIP_GRADIENTS.NORM_TYPE"),
-    *("SOLVER.CHECKPOINT_PERIOD", "TEST.IMS_PER_BATCH", "TEST.AUG.MIN_SIZES", "TEST.AUG.MAX_SIZE", "LOG_PERIOD"),
+    *("SOLVER.CHECKPOINT_PERIOD", "TEST.IMS_PER_BATCH", "LOG_PERIOD"),
 )
 NOT_NEGATIVE = (
     *("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT", "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS"),
@@ -69,7 +70,10 @@ RATES = (  # [0, 1)
     *("MODEL.SWIN.DROP_RATE", "MODEL.SWIN.ATTN_DROP_RATE", "MODEL.SWIN.DROP_PATH_RATE", "MODEL.MASK_FORMER.DROPOUT"),
     "SOLVER.MOMENTUM",
 )
-NOT_EMPTY = ("MODEL.SEM_SEG_HEAD.IN_FEATURES", "INPUT.MIN_SIZE_TRAIN", "TEST.AUG.MIN_SIZES", "OUTPUT_DIR")
+NOT_EMPTY = (
+    *("MODEL.RESNETS.RES5_MULTI_GRID", "MODEL.SEM_SEG_HEAD.IN_FEATURES"),
+    *("INPUT.MIN_SIZE_TRAIN", "OUTPUT_DIR"),
+)
 
 
 class _Checker:

@@ -1,0 +1,122 @@
+"""Values that cannot work are refused before anything is built."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from maskformer.config import get_cfg
+from maskformer.config.defaults import DEFAULTS
+from maskformer.config.tree import flatten
+from maskformer.config.validation import CHOICES, LENGTHS, NOT_EMPTY, NOT_NEGATIVE, POSITIVE, RATES, SHARES
+from maskformer.errors import UserError
+
+CROP = ["INPUT.CROP.ENABLED", "True", "INPUT.CROP.TYPE"]
+PER_PIXEL = ["MODEL.META_ARCHITECTURE", "SemanticSegmentor", "MODEL.SEM_SEG_HEAD.NAME", "PerPixelBaselineHead"]
+PLUS = ["MODEL.META_ARCHITECTURE", "SemanticSegmentor", "MODEL.SEM_SEG_HEAD.NAME", "PerPixelBaselinePlusHead"]
+
+
+@pytest.mark.parametrize(
+    ("key", "overrides"),
+    [
+        ("MODEL.META_ARCHITECTURE", ["MODEL.META_ARCHITECTURE", "MaskRCNN"]),
+        ("MODEL.DEVICE", ["MODEL.DEVICE", "gpu"]),
+        ("MODEL.DEVICE", ["MODEL.DEVICE", "cuda:x"]),
+        ("MODEL.PIXEL_MEAN", ["MODEL.PIXEL_MEAN", "[1.0]"]),
+        ("MODEL.PIXEL_STD", ["MODEL.PIXEL_STD", "[1.0, 0.0, 1.0]"]),
+        ("MODEL.RESNETS.DEPTH", ["MODEL.RESNETS.DEPTH", "51"]),
+        ("MODEL.RESNETS.STEM_TYPE", ["MODEL.RESNETS.STEM_TYPE", "deeplab"]),
+        ("MODEL.RESNETS.STEM_OUT_CHANNELS", ["MODEL.RESNETS.STEM_OUT_CHANNELS", "128"]),
+        ("MODEL.TIMM.NAME", ["MODEL.BACKBONE.NAME", "timm"]),
+        (
+            "MODEL.SWIN.NUM_HEADS",
+            ["MODEL.BACKBONE.NAME", "D2SwinTransformer", "MODEL.SWIN.NUM_HEADS", "[3, 6, 12, 23]"],
+        ),
+        ("MODEL.SWIN.DEPTHS", ["MODEL.SWIN.DEPTHS", "[2, 2]"]),
+        ("MODEL.SEM_SEG_HEAD.NAME", ["MODEL.SEM_SEG_HEAD.NAME", "PerPixelBaselineHead"]),
+        ("MODEL.SEM_SEG_HEAD.NAME", ["MODEL.META_ARCHITECTURE", "SemanticSegmentor"]),
+        ("MODEL.SEM_SEG_HEAD.IN_FEATURES", ["MODEL.SEM_SEG_HEAD.IN_FEATURES", "['res3', 'res2']"]),
+        ("MODEL.SEM_SEG_HEAD.IN_FEATURES", ["MODEL.SEM_SEG_HEAD.IN_FEATURES", "[]"]),
+        ("MODEL.MASK_FORMER.HIDDEN_DIM", ["MODEL.MASK_FORMER.NHEADS", "7"]),
+        (
+            "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE",
+            ["MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE", "transformer_encoder"],
+        ),
+        ("MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", ["MODEL.MASK_FORMER.MATCHER", "fixed"]),
+        ("MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", PLUS),
+        ("MODEL.MASK_FORMER.DROPOUT", ["MODEL.MASK_FORMER.DROPOUT", "1.0"]),
+        ("MODEL.MASK_FORMER.TEST.PANOPTIC_ON", [*PER_PIXEL, "MODEL.MASK_FORMER.TEST.PANOPTIC_ON", "True"]),
+        ("MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD", ["MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD", "80.0"]),
+        ("INPUT.MIN_SIZE_TRAIN", ["INPUT.MIN_SIZE_TRAIN_SAMPLING", "range"]),
+        ("INPUT.MIN_SIZE_TRAIN", ["INPUT.MIN_SIZE_TRAIN", "[]"]),
+        ("INPUT.MIN_SIZE_TRAIN", ["INPUT.MIN_SIZE_TRAIN", "[0]"]),
+        ("INPUT.CROP.SIZE", [*CROP, "relative", "INPUT.CROP.SIZE", "(512, 512)"]),
+        ("INPUT.CROP.SIZE", [*CROP, "absolute", "INPUT.CROP.SIZE", "(0.5, 0.5)"]),
+        ("INPUT.CROP.SIZE", [*CROP, "absolute_range", "INPUT.CROP.SIZE", "(600, 384)"]),
+        ("INPUT.CROP.SIZE", ["INPUT.CROP.SIZE", "(512,)"]),
+        (
+            "INPUT.SIZE_DIVISIBILITY",
+            [*CROP, "absolute", "INPUT.CROP.SIZE", "(64, 128)", "INPUT.SIZE_DIVISIBILITY", "96"],
+        ),
+        ("SOLVER.STEPS", ["SOLVER.STEPS", "(20, 10)"]),
+        ("SOLVER.BASE_LR", ["SOLVER.BASE_LR", "0.0"]),
+        ("SOLVER.BASE_LR", ["SOLVER.BASE_LR", float("nan")]),
+        ("SOLVER.BASE_LR", ["SOLVER.BASE_LR", "1e999"]),
+        ("SOLVER.OPTIMIZER", ["SOLVER.OPTIMIZER", "adamw"]),
+        ("SOLVER.NESTEROV", ["SOLVER.OPTIMIZER", "SGD", "SOLVER.NESTEROV", "True", "SOLVER.MOMENTUM", "0.0"]),
+        ("DATALOADER.NUM_WORKERS", ["DATALOADER.NUM_WORKERS", "-1"]),
+        ("OUTPUT_DIR", ["OUTPUT_DIR", ""]),
+        ("LOG_PERIOD", ["LOG_PERIOD", "0"]),
+    ],
+)
+def test_refused_in_one_sentence(key: str, overrides: list[Any]) -> None:
+    with pytest.raises(UserError) as caught:
+        get_cfg(None, overrides)
+    text = str(caught.value)
+    origin = "command line: " if key in overrides else ""
+    assert text.startswith(f"{origin}{key} is ")
+    assert ": " in text.removeprefix(origin)
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        PER_PIXEL,
+        [*PLUS, "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", "150"],
+        ["MODEL.MASK_FORMER.MATCHER", "fixed", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "100"],
+        ["MODEL.BACKBONE.NAME", "timm", "MODEL.TIMM.NAME", "convnext_tiny"],
+        ["MODEL.BACKBONE.NAME", "build_resnet_deeplab_backbone", "MODEL.RESNETS.STEM_TYPE", "deeplab"],
+        [*CROP, "absolute", "INPUT.CROP.SIZE", "(512, 1024)"],
+        [*CROP, "relative", "INPUT.CROP.SIZE", "(1, 0.5)"],
+        ["INPUT.MIN_SIZE_TRAIN_SAMPLING", "range", "INPUT.MIN_SIZE_TRAIN", "(256, 512)"],
+        ["MODEL.DEVICE", "cuda:3"],
+        ["SOLVER.BACKBONE_MULTIPLIER", "0.0", "INPUT.MIN_SIZE_TEST", "0"],
+    ],
+)
+def test_accepted(overrides: list[str]) -> None:
+    get_cfg(None, overrides)
+
+
+def test_tables_name_existing_keys() -> None:
+    known = {key for key, _ in flatten(DEFAULTS)}
+    named = {*CHOICES, *LENGTHS, *POSITIVE, *NOT_NEGATIVE, *SHARES, *RATES, *NOT_EMPTY}
+    assert named <= known
+
+
+def test_every_number_has_a_bound() -> None:
+    free = {
+        "MODEL.PIXEL_MEAN",
+        "MODEL.SWIN.QK_SCALE",
+        "SEED",
+        "INPUT.SIZE_DIVISIBILITY",
+        "MODEL.MASK_FORMER.SIZE_DIVISIBILITY",
+    }
+    numbers = {
+        key
+        for key, value in flatten(DEFAULTS)
+        for item in [value[0] if isinstance(value, (list, tuple)) and value else value]
+        if isinstance(item, (int, float)) and not isinstance(item, bool)
+    }
+    assert numbers - {*CHOICES, *POSITIVE, *NOT_NEGATIVE, *SHARES, *RATES} - free == set()
