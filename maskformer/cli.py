@@ -55,16 +55,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
-        print(usage())
+        print(usage())  # noqa: T201
         return 0 if words else 2
     if words[0] in ("-V", "--version"):
-        print(f"maskformer {maskformer.__version__}")
+        print(f"maskformer {maskformer.__version__}")  # noqa: T201
         return 0
     name, rest = words[0], words[1:]
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
         remedy = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(COMMANDS)}"
-        print(f"error: maskformer has no command {name!r}; {remedy}", file=sys.stderr)
+        print(f"error: maskformer has no command {name!r}; {remedy}", file=sys.stderr)  # noqa: T201
         return 2
     command = COMMANDS[name]
     result: int = import_module(command.module).main([*command.arguments, *rest])

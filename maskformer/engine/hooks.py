@@ -48,16 +48,12 @@ class MetricsHook(Hook):
         steps = trainer.losses.read()
         scalars = {"total_loss": statistics.median(step.total for step in steps)}
         # A term that some steps lack counts where it is present.
-        for name in dict.fromkeys(name for step in steps for name in step.terms):
+        for name in sorted(dict.fromkeys(name for step in steps for name in step.terms), key=by_layer):
             scalars[name] = statistics.median(step.terms[name] for step in steps if name in step.terms)
         trainer.losses.clear()
         scalars["time"], scalars["data_time"] = self.timer.window_means()
         scalars["eta_seconds"] = self.timer.seconds_left(trainer.max_iterations - trainer.finished_iterations)
-        groups = trainer.optimizer.param_groups
-        # As Detectron2 does, "lr" is that of the group with most tensors; all of them follow where they differ.
-        scalars["lr"] = max(groups, key=lambda group: len(group["params"]))["lr"]
-        if len({group["lr"] for group in groups}) > 1:
-            scalars.update({f"lr/{group['group_name']}": group["lr"] for group in groups})
+        scalars.update(learning_rates(trainer))
         if trainer.precision.scaler.is_enabled():
             scalars["loss_scale"] = trainer.precision.scaler.get_scale()
         scalars["max_mem"] = max_memory_mb(self.device)
@@ -66,6 +62,25 @@ class MetricsHook(Hook):
     def close(self) -> None:
         """Close the writers."""
         self.log.close()
+
+
+def learning_rates(trainer: Trainer) -> dict[str, float]:
+    """The rates of the step just done: ``lr``, as in Detectron2 that of the group with most tensors, and where they differ
+    each group's as ``lr/<name>``.
+    """
+    groups = trainer.optimizer.param_groups
+    largest = max(range(len(groups)), key=lambda i: len(groups[i]["params"]))
+    rates = {"lr": trainer.learning_rates[largest]}
+    if len(set(trainer.learning_rates)) > 1:
+        names = (f"lr/{group['group_name']}" for group in groups)
+        rates.update(zip(names, trainer.learning_rates, strict=True))
+    return rates
+
+
+def by_layer(name: str) -> int:
+    """Sorts the last layer's terms, which have no number, before those of the earlier layers."""
+    number = name.rpartition("_")[2]
+    return int(number) if number.isdigit() else -1
 
 
 class ProgressHook(Hook):
@@ -106,7 +121,7 @@ class ProgressHook(Hook):
 
 
 class CheckpointHook(Hook):
-    """Saves ``model_%07d.pth`` (number of the last step, from 0) every `period` steps, and ``model_final.pth`` at the end.
+    """Saves ``model_%07d.pth`` (number of the last step) every `period` steps, and ``model_final.pth`` at the end.
 
     Args:
         period: steps between checkpoints; 0 for the end only.
@@ -149,11 +164,11 @@ class EvaluationHook(Hook):
 
     Args:
         period: steps between evaluations; 0 for the end only.
-        evaluate: evaluates the present weights, given the number of the last step.
+        evaluate: evaluates the present weights.
         log: where scores and pictures go.
     """
 
-    def __init__(self, period: int, evaluate: Callable[[int], Evaluation], log: MetricsLog) -> None:
+    def __init__(self, period: int, evaluate: Callable[[], Evaluation], log: MetricsLog) -> None:
         self.period = period
         self.evaluate = evaluate
         self.log = log
@@ -170,7 +185,7 @@ class EvaluationHook(Hook):
     def run(self, trainer: Trainer) -> None:
         """Evaluate and write the scores; training continues as if nothing had happened."""
         with preserved_rng():
-            evaluation = self.evaluate(trainer.iteration)
+            evaluation = self.evaluate()
         trainer.model.train()
         if evaluation.scores:
             self.log.write(Record(trainer.iteration, dict(evaluation.scores)))

@@ -45,6 +45,9 @@ class BatchStream(Protocol):
     def __next__(self) -> Batch:
         """The next batch."""
 
+    def close(self) -> None:
+        """Give back what it holds, such as worker processes."""
+
 
 class Precision:
     """Mixed precision: what the forward pass computes in, and the loss scaling that float16 needs.
@@ -104,6 +107,7 @@ class Trainer:
         self.clip = clip
         self.precision = precision or Precision(torch.device("cpu"), enabled=False)
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.learning_rates: list[float] = []  # of the step just done, by group
         self.losses = LossWindow()
         self.step_time = 0.0
         self.data_time = 0.0
@@ -136,6 +140,7 @@ class Trainer:
             for hook in hooks:
                 hook.after_train(self)
         finally:
+            self.batches.close()
             for hook in reversed(hooks):
                 hook.close()
 
@@ -180,4 +185,5 @@ class Trainer:
         scaler.step(self.optimizer)
         scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        self.learning_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.scheduler.step()

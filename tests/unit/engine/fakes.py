@@ -49,6 +49,9 @@ class Batches:
         self.position += 1
         return [{"image": torch.tensor([value]), "file_name": f"{self.position}{letter}.png"} for letter in "ab"]
 
+    def close(self) -> None:
+        self.closed = True
+
 
 def make_trainer(values: Sequence[float] = (1.0,), max_iterations: int = 4, **arguments: Any) -> Trainer:
     model = Slope()

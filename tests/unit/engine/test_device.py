@@ -27,13 +27,13 @@ def test_zero_gpus_means_the_cpu() -> None:
     assert choose_device("auto", 0) == torch.device("cpu")
     assert choose_device("cpu", 1) == torch.device("cpu")
     assert "cpu" in describe_device(torch.device("cpu"))
-    with pytest.raises(UserError, match="--num-gpus 0 asks for the CPU but MODEL.DEVICE is 'cuda'"):
+    with pytest.raises(UserError, match=r"--num-gpus 0 asks for the CPU but MODEL.DEVICE is 'cuda'"):
         choose_device("cuda", 0)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_gpu_that_is_not_there_is_refused() -> None:
-    with pytest.raises(UserError, match="--num-gpus 1"):
+    with pytest.raises(UserError, match=r"--num-gpus 1"):
         choose_device("auto", 1)
     assert choose_device("auto") == torch.device("cpu")
 

@@ -95,7 +95,7 @@ def test_adamw_and_sgd_settings() -> None:
 
 
 def test_unknown_optimizer_and_nothing_to_train_are_refused() -> None:
-    with pytest.raises(UserError, match="SOLVER.OPTIMIZER is 'LION'"):
+    with pytest.raises(UserError, match=r"SOLVER.OPTIMIZER is 'LION'"):
         build_optimizer(config(OPTIMIZER="LION"), Tiny())
     with pytest.raises(UserError, match="no trainable parameters"):
         build_optimizer(config(), Tiny().requires_grad_(False))
