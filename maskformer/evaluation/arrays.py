@@ -1,0 +1,44 @@
+"""Small helpers on label maps that all metrics share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+def as_map(value: Any) -> np.ndarray:
+    """An (H, W) integer map as a NumPy array, whether it came as an array or as a tensor on any device."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu().numpy()
+    array = np.asarray(value)
+    if array.ndim != 2 or array.dtype.kind not in "iub":
+        raise ValueError(f"a map must be (H, W) of integers, not {array.shape} {array.dtype}")
+    return array
+
+
+def count_values(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct values of a map and how many pixels each has.
+
+    Neighbours are mostly equal, so runs are counted instead of pixels: thousands of values are sorted, not millions.
+
+    Args:
+        codes: (H, W) or (N,) integers.
+
+    Returns:
+        values (U,) ascending and counts (U,) int64.
+    """
+    flat = codes.reshape(-1)
+    if flat.size == 0:
+        return flat, np.zeros(0, dtype=np.int64)
+    starts = np.flatnonzero(np.concatenate(([True], flat[1:] != flat[:-1])))
+    lengths = np.diff(np.append(starts, flat.size))
+    values, inverse = np.unique(flat[starts], return_inverse=True)
+    counts = np.zeros(len(values), dtype=np.int64)
+    np.add.at(counts, inverse, lengths)
+    return values, counts
+
+
+def mean_of(values: np.ndarray, chosen: np.ndarray) -> float:
+    """Mean of the chosen values, NaN if there are none."""
+    return float(values[chosen].mean()) if chosen.any() else float("nan")

@@ -1,0 +1,165 @@
+"""Instance segmentation: COCO's average precision of masks, and the COCO results file."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from maskformer.errors import UserError
+from maskformer.evaluation.arrays import as_map
+from maskformer.evaluation.base import DatasetEvaluator, check_size
+from maskformer.evaluation.predictions import JsonStream, encode_masks
+
+SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+
+
+class InstanceEvaluator(DatasetEvaluator):
+    """Mask AP (×100) as COCO defines it, by pycocotools, and ``coco_instances_results.json``.
+
+    Truth comes from ``annotations`` of the sample, or from the things of its ``pan_seg``.
+
+    Args:
+        class_names: K names.
+        things: K flags; only these classes have AP.
+        dataset_ids: the data set's own id of each class, written to the file; None for 0..K-1.
+        output_dir: where the predictions go; None writes none.
+    """
+
+    name = "segm"
+
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        things: Sequence[bool],
+        dataset_ids: Sequence[int] | None = None,
+        output_dir: str | Path | None = None,
+    ) -> None:
+        super().__init__()
+        self.class_names = list(class_names)
+        self.things = [bool(thing) for thing in things]
+        self.dataset_ids = list(dataset_ids) if dataset_ids is not None else list(range(len(self.class_names)))
+        self.output_dir = None if output_dir is None else Path(output_dir)
+        self._start()
+
+    def _start(self) -> None:
+        self._images: list[dict[str, Any]] = []
+        self._truth: list[dict[str, Any]] = []
+        self._detections: list[dict[str, Any]] = []
+        path = None if self.output_dir is None else self.output_dir / "coco_instances_results.json"
+        self._file = None if path is None else JsonStream(path)
+
+    def process_image(self, sample: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+        """Note one image: its true objects, and ``instances`` (masks (N, H, W), labels, scores (N,)) of the result."""
+        instances = self.need(result, "instances", "result")
+        masks = np.asarray(instances["masks"].cpu(), dtype=bool)
+        truth, size = self._true_objects(sample, tuple(masks.shape[-2:]))
+        check_size(sample, masks.shape[-2:], size)
+        number = len(self._images) + 1
+        self._images.append({"id": number, "height": size[0], "width": size[1]})
+        for item in truth:
+            # pycocotools takes id 0 for "unmatched", so ids start at 1.
+            self._truth.append({**item, "id": len(self._truth) + 1, "image_id": number})
+        labels, scores = instances["labels"].tolist(), instances["scores"].tolist()
+        for label, score, segmentation in zip(labels, scores, encode_masks(masks), strict=True):
+            self._detections.append(
+                {"image_id": number, "category_id": label, "score": score, "segmentation": segmentation}
+            )
+            if self._file is not None:
+                own = {"image_id": sample["image_id"], "category_id": int(self.dataset_ids[label])}
+                self._file.write({**own, "score": round(score, 6), "segmentation": segmentation})
+
+    def _true_objects(
+        self, sample: Mapping[str, Any], default_size: tuple[int, ...]
+    ) -> tuple[list[dict[str, Any]], tuple[int, int]]:
+        """COCO annotations (RLE) of one image without ids, and its height and width."""
+        if "annotations" in sample:
+            height = int(sample.get("height", default_size[0]))
+            width = int(sample.get("width", default_size[1]))
+            annotations = [a for a in sample["annotations"] if self.things[int(a["category_id"])]]
+            return [_true_object(a, height, width) for a in annotations], (height, width)
+        if "pan_seg" not in sample:
+            raise UserError(
+                "the data set has neither 'annotations' nor 'pan_seg' for this image, which evaluating instances needs"
+            )
+        ids, segments = as_map(sample["pan_seg"][0]), sample["pan_seg"][1]
+        segments = [s for s in segments if self.things[int(s["category_id"])]]
+        masks = ids[None] == np.array([s["id"] for s in segments], dtype=np.int64).reshape(-1, 1, 1)
+        objects = [
+            _true_object({**segment, "segmentation": segmentation}, *ids.shape)
+            for segment, segmentation in zip(segments, encode_masks(masks), strict=True)
+        ]
+        return objects, (ids.shape[0], ids.shape[1])
+
+    def finish(self) -> dict[str, float]:
+        """``AP``, ``AP50``, ``AP75``, ``APs``, ``APm``, ``APl``, ``AP-<name>``; NaN where the truth has no such object."""
+        if self._file is not None:
+            self._file.commit()
+        categories = [{"id": label, "name": self.class_names[label]} for label, t in enumerate(self.things) if t]
+        truth = {"images": self._images, "annotations": self._truth, "categories": categories}
+        result = dict.fromkeys(SUMMARY, float("nan"))
+        precision = np.zeros((0, 0, len(categories)))
+        if self._truth:
+            evaluation = _coco_evaluation(truth, self._detections)
+            result.update(zip(SUMMARY, (_percent(value) for value in evaluation.stats[:6]), strict=True))
+            precision = evaluation.eval["precision"][:, :, :, 0, -1]
+        for index, category in enumerate(categories):
+            valid = precision[:, :, index]
+            valid = valid[valid > -1]
+            result[f"AP-{category['name']}"] = _percent(valid.mean()) if valid.size else float("nan")
+        return result
+
+    def close(self) -> None:
+        """Throw an unfinished file away."""
+        if self._file is not None:
+            self._file.discard()
+
+
+def _true_object(annotation: Mapping[str, Any], height: int, width: int) -> dict[str, Any]:
+    segmentation = annotation["segmentation"]
+    if isinstance(segmentation, list):  # polygons
+        run = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+    elif isinstance(segmentation["counts"], list):  # RLE that is not compressed
+        run = coco_mask.frPyObjects(segmentation, height, width)
+    else:
+        run = dict(segmentation)
+    return {
+        "category_id": int(annotation["category_id"]),
+        "iscrowd": int(annotation.get("iscrowd", 0)),
+        "segmentation": run,
+        "bbox": [float(x) for x in coco_mask.toBbox(run)],
+        "area": float(annotation["area"]) if "area" in annotation else float(coco_mask.area(run)),
+    }
+
+
+def _coco_evaluation(truth: dict[str, Any], detections: list[dict[str, Any]]) -> Any:
+    """Pycocotools' evaluation of masks, without what it prints."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        reference = COCO()
+        reference.dataset = truth
+        reference.createIndex()
+        found = COCO()
+        found.dataset = {"images": truth["images"], "categories": truth["categories"], "annotations": []}
+        for number, detection in enumerate(detections, start=1):
+            run = detection["segmentation"]
+            detection.update(
+                id=number, iscrowd=0, area=float(coco_mask.area(run)), bbox=[float(x) for x in coco_mask.toBbox(run)]
+            )
+        found.dataset["annotations"] = detections
+        found.createIndex()
+        evaluation = COCOeval(reference, found, "segm")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation
+
+
+def _percent(value: float) -> float:
+    return 100 * float(value) if value > -1 else float("nan")

@@ -1,0 +1,227 @@
+"""The loop over a data set: predict, hand to the evaluators, say how long it will take."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from maskformer.errors import UserError
+from maskformer.evaluation.base import DatasetEvaluator
+from maskformer.evaluation.instance import InstanceEvaluator
+from maskformer.evaluation.panoptic import PanopticEvaluator
+from maskformer.evaluation.pictures import PictureSaver
+from maskformer.evaluation.semantic import SemSegEvaluator
+
+logger = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_LINES = 5.0
+SWITCHES = {"sem_seg": "SEMANTIC_ON", "panoptic_seg": "PANOPTIC_ON", "instances": "INSTANCE_ON"}
+
+
+def build_evaluators(cfg: Any, metadata: Any, output_dir: str | Path | None) -> list[DatasetEvaluator]:
+    """What is measured on a data set: what its protocol names, as far as the model gives it.
+
+    Args:
+        cfg: reads ``MODEL.MASK_FORMER.TEST``, ``TEST.PICTURES``, ``INPUT.FORMAT``, ``DATASETS.TEST``.
+        metadata: of the data set.
+        output_dir: of the run; files go to its folder ``inference`` (one folder each if there are several test sets);
+            None writes none.
+
+    Raises:
+        UserError: if there is nothing to measure.
+    """
+    folder = None if output_dir is None else Path(output_dir) / "inference"
+    if folder is not None and len(cfg.DATASETS.TEST) > 1:
+        folder = folder / "".join(c if c.isalnum() or c in "-_." else "_" for c in metadata.name)
+    wanted = list(metadata.evaluators)
+    if "instances" not in wanted and "pan_seg" in metadata.truth and cfg.MODEL.MASK_FORMER.TEST.INSTANCE_ON:
+        wanted.append("instances")  # the things of a panoptic truth are instances
+    given = [task for task in wanted if cfg.MODEL.MASK_FORMER.TEST[SWITCHES[task]]]
+    for task in wanted:
+        if task not in given:
+            logger.warning(
+                "%s measures %s, but MODEL.MASK_FORMER.TEST.%s is off, so it is left out",
+                metadata.name,
+                task,
+                SWITCHES[task],
+            )
+    if not given:
+        needed = " or ".join(f"MODEL.MASK_FORMER.TEST.{SWITCHES[task]}" for task in wanted) or "another data set"
+        raise UserError(f"nothing can be measured on {metadata.name} with this config; switch on {needed}")
+    evaluators = [_build_evaluator(task, metadata, folder) for task in given]
+    if cfg.TEST.PICTURES > 0 and folder is not None:
+        evaluators.append(PictureSaver(folder / "pictures", cfg.TEST.PICTURES, metadata, cfg.INPUT.FORMAT))
+    return evaluators
+
+
+def _build_evaluator(task: str, metadata: Any, folder: Path | None) -> DatasetEvaluator:
+    if task == "sem_seg":
+        return SemSegEvaluator(metadata.classes, metadata.ignore_label, metadata.dataset_ids, folder)
+    if task == "panoptic_seg":
+        return PanopticEvaluator(
+            metadata.classes, metadata.things, metadata.dataset_ids, folder, metadata.annotation_file
+        )
+    return InstanceEvaluator(metadata.classes, metadata.things, metadata.dataset_ids, folder)
+
+
+def inference_on_dataset(
+    model: nn.Module,
+    loader: Iterable[Sequence[Mapping[str, Any]]],
+    evaluators: DatasetEvaluator | Sequence[DatasetEvaluator],
+    *,
+    expected_ids: Sequence[Any] | None = None,
+) -> dict[str, dict[str, float]]:
+    """Predict every image of a loader and evaluate.
+
+    Args:
+        model: with ``infer(samples, semantic="labels")``; afterwards its modules are in the modes they were in.
+        loader: batches of test samples; `len` of it, if it has one, gives the time left.
+        evaluators: what is measured.
+        expected_ids: ``image_id`` of every image that must come; None takes those of ``loader.dataset.records``, if it
+            has any.
+
+    Returns:
+        Metrics by evaluator, such as ``{"sem_seg": {"mIoU": …}}``.
+
+    Raises:
+        UserError: if an image came twice or not at all, or its truth or result cannot be used.
+    """
+    evaluators = [evaluators] if isinstance(evaluators, DatasetEvaluator) else list(evaluators)
+    ids = _expected_ids(loader) if expected_ids is None else list(expected_ids)
+    results: dict[str, dict[str, float]] = {}
+    predictor: Any = model
+    try:
+        for evaluator in evaluators:
+            evaluator.reset(ids)
+        with evaluation_mode(model), torch.inference_mode(), Clock(loader) as clock:
+            for samples in clock.fetch():
+                with clock.timing("inference"):
+                    predictions = predictor.infer(samples, semantic="labels")
+                with clock.timing("evaluation"):
+                    for evaluator in evaluators:
+                        evaluator.process(samples, predictions)
+        for evaluator in evaluators:
+            metrics = evaluator.evaluate()
+            if metrics:
+                results[evaluator.name] = metrics
+    finally:
+        for evaluator in evaluators:
+            evaluator.close()
+    return results
+
+
+def _expected_ids(loader: Any) -> list[Any] | None:
+    records = getattr(getattr(loader, "dataset", None), "records", None)
+    return None if records is None else [record["image_id"] for record in records]
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode inside; every module's own mode afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+class Clock:
+    """Where the time goes, how much is left: a progress bar on a terminal, else a log line every few seconds.
+
+    Args:
+        loader: of batches.
+    """
+
+    def __init__(self, loader: Iterable[Sequence[Mapping[str, Any]]]) -> None:
+        self.loader = loader
+        self.total = len(loader) if isinstance(loader, Sized) else None
+        self.seconds = {"data": 0.0, "inference": 0.0, "evaluation": 0.0}
+        self.batches = 0
+        self.images = 0
+        self._first_batch = 0.0
+        self._bar: Any = None
+
+    def __enter__(self) -> Clock:
+        self._start = self._last_line = time.perf_counter()
+        if sys.stdout.isatty():
+            self._show_bar()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        if error[0] is None and self.images:
+            spent = time.perf_counter() - self._start
+            parts = ", ".join(f"{name} {seconds / self.images:.4f}" for name, seconds in self.seconds.items())
+            logger.info(
+                "Predicted %d images in %.1f s (%.4f s/image: %s)", self.images, spent, spent / self.images, parts
+            )
+
+    def fetch(self) -> Iterator[Sequence[Mapping[str, Any]]]:
+        """The batches of the loader, timed."""
+        batches = iter(self.loader)
+        while True:
+            start = time.perf_counter()
+            try:
+                samples = next(batches)
+            except StopIteration:
+                return
+            self.seconds["data"] += time.perf_counter() - start
+            yield samples
+            self.batches += 1
+            self.images += len(samples)
+            if self.batches == 1:  # starts workers and warms up, so it says nothing about the others
+                self._first_batch = time.perf_counter() - self._start
+            self._report()
+
+    @contextmanager
+    def timing(self, what: str) -> Iterator[None]:
+        """Add the seconds spent inside."""
+        start = time.perf_counter()
+        yield
+        self.seconds[what] += time.perf_counter() - start
+
+    def _show_bar(self) -> None:
+        from rich.errors import LiveError
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn()
+        bar = Progress(*columns, transient=True)
+        try:
+            bar.start()
+        except LiveError:  # older rich shows one bar only, and training has it: lines will do
+            return
+        self._bar = bar
+        self._task = bar.add_task("evaluating", total=self.total)
+
+    def _report(self) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.batches)
+            return
+        now = time.perf_counter()
+        if now - self._last_line < SECONDS_BETWEEN_LINES and self.batches != self.total:
+            return
+        self._last_line = now
+        per_batch = (now - self._start - self._first_batch) / max(1, self.batches - 1)
+        left = ""
+        if self.total is not None and self.batches > 1:
+            left = f" ETA={datetime.timedelta(seconds=int(per_batch * (self.total - self.batches)))}"
+        parts = (self.seconds[name] / self.batches for name in ("data", "inference", "evaluation"))
+        data, inference, evaluation = parts
+        logger.info(
+            "Inference done %d/%s. Dataloading: %.4f s/iter. Inference: %.4f s/iter. Eval: %.4f s/iter. "
+            "Total: %.4f s/iter.%s",
+            *(self.batches, self.total if self.total is not None else "?", data, inference, evaluation),
+            *((now - self._start) / self.batches, left),
+        )

@@ -1,0 +1,229 @@
+"""Panoptic quality (Kirillov et al., "Panoptic Segmentation", CVPR 2019), counted image by image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from maskformer.errors import UserError
+from maskformer.evaluation.arrays import as_map, count_values, mean_of
+
+VOID = 0
+ID_LIMIT = 2**24
+"""Ids are below this, as in panoptic PNGs; it packs a pair of ids into one integer."""
+
+SegmentInfo = Mapping[str, Any]
+
+
+class _Segments(NamedTuple):
+    """The segments of one image as columns of length M, ascending by id."""
+
+    ids: np.ndarray
+    rows: np.ndarray  # position of the segment's category in the counters
+    areas: np.ndarray
+    crowd: np.ndarray
+
+
+class PanopticQuality:
+    """PQ, SQ and RQ over all images.
+
+    A predicted and a true segment of one class match if their IoU exceeds ½. Areas: the prediction's is counted, the
+    truth's is its ``area`` if it has one; the union leaves out predicted pixels on void. Crowd regions are neither hit
+    nor missed; an unmatched prediction with more than half of its area on void and on crowd of its class is no false
+    positive.
+
+    Args:
+        categories: category id -> whether it is a thing.
+        class_names: category id -> name; adds ``PQ-<name>`` to the result.
+    """
+
+    def __init__(self, categories: Mapping[int, Any], class_names: Mapping[int, str] | None = None) -> None:
+        self.categories = {int(category): bool(isthing) for category, isthing in categories.items()}
+        self.class_names = class_names
+        self._row = {category: row for row, category in enumerate(self.categories)}
+        count = len(self.categories)
+        self.iou_sum = np.zeros(count)
+        self.true_positives = np.zeros(count, dtype=np.int64)
+        self.false_positives = np.zeros(count, dtype=np.int64)
+        self.false_negatives = np.zeros(count, dtype=np.int64)
+
+    def update(
+        self, pred_ids: Any, pred_segments: Sequence[SegmentInfo], true_ids: Any, true_segments: Sequence[SegmentInfo]
+    ) -> PanopticQuality:
+        """Count one image.
+
+        Args:
+            pred_ids: (H, W) integer segment ids, 0 where nothing is predicted.
+            pred_segments: dicts with ``id`` and ``category_id``, one for each id in `pred_ids`.
+            true_ids: (H, W) integer segment ids; 0, and ids that `true_segments` does not list, are void.
+            true_segments: dicts with ``id``, ``category_id`` and optionally ``iscrowd`` and ``area``.
+
+        Returns:
+            itself.
+
+        Raises:
+            UserError: if sizes, ids or categories do not fit together.
+        """
+        predicted, true = _checked_ids(pred_ids, "prediction"), _checked_ids(true_ids, "truth")
+        if predicted.shape != true.shape:
+            raise UserError(
+                f"the prediction is {predicted.shape[0]}x{predicted.shape[1]} but the truth "
+                f"{true.shape[0]}x{true.shape[1]}; they must be equal"
+            )
+        pairs, counts = count_values(true * ID_LIMIT + predicted)
+        pair_true, pair_pred = pairs // ID_LIMIT, pairs % ID_LIMIT
+        truth = self._columns(true_segments, pair_true, counts, "truth")
+        answer = self._columns(pred_segments, pair_pred, counts, "prediction")
+        overlap, on_void = _overlaps(truth, answer, pair_true, pair_pred, counts)
+        self._count(truth, answer, overlap, on_void)
+        return self
+
+    def _columns(
+        self, segments: Sequence[SegmentInfo], pixel_ids: np.ndarray, counts: np.ndarray, what: str
+    ) -> _Segments:
+        ordered = sorted(segments, key=lambda segment: int(segment["id"]))
+        ids = np.array([int(segment["id"]) for segment in ordered], dtype=np.int64)
+        if len(ids) and (ids[0] <= VOID or (ids[1:] == ids[:-1]).any()):
+            raise UserError(f"the segments of the {what} have ids {ids.tolist()}; each needs its own, and 0 means void")
+        for segment in ordered:
+            if int(segment["category_id"]) not in self._row:
+                raise UserError(
+                    f"segment {segment['id']} of the {what} has category_id {segment['category_id']}, which is no "
+                    f"category of the data set ({len(self._row)} categories); check its categories"
+                )
+        position, listed = _positions(ids, pixel_ids)
+        areas = np.bincount(position[listed], weights=counts[listed], minlength=len(ids)).astype(np.int64)
+        if what == "prediction":
+            self._check_prediction(ids, areas, pixel_ids[~listed])
+        else:
+            given = [segment.get("area") for segment in ordered]
+            areas = np.array(
+                [a if g is None else int(g) for a, g in zip(areas.tolist(), given, strict=True)], dtype=np.int64
+            )
+        rows = np.array([self._row[int(segment["category_id"])] for segment in ordered], dtype=np.int64)
+        crowd = np.array([bool(segment.get("iscrowd", 0)) for segment in ordered], dtype=bool)
+        return _Segments(ids, rows, areas, crowd)
+
+    @staticmethod
+    def _check_prediction(ids: np.ndarray, areas: np.ndarray, unlisted: np.ndarray) -> None:
+        unknown = unlisted[unlisted != VOID]
+        if len(unknown):
+            raise UserError(
+                f"the prediction has pixels of segment {unknown[0]}, which its segments do not list; list every id"
+            )
+        if (areas == 0).any():
+            raise UserError(f"the prediction lists segment {ids[areas == 0][0]}, which has no pixel; leave it out")
+
+    def _count(self, truth: _Segments, answer: _Segments, overlap: np.ndarray, on_void: np.ndarray) -> None:
+        """Add one image, given the overlaps (true, predicted) in pixels and the predicted pixels on void."""
+        same_class = truth.rows[:, None] == answer.rows[None]
+        union = truth.areas[:, None] + answer.areas[None] - overlap - on_void[None]
+        iou = np.divide(overlap, union, out=np.zeros(overlap.shape), where=union > 0)
+        match = (iou > 0.5) & same_class & ~truth.crowd[:, None]
+        size = len(self.iou_sum)
+        true_index, pred_index = np.nonzero(match)
+        self.iou_sum += np.bincount(truth.rows[true_index], weights=iou[true_index, pred_index], minlength=size)
+        self.true_positives += np.bincount(truth.rows[true_index], minlength=size)
+        missed = ~match.any(1) & ~truth.crowd
+        self.false_negatives += np.bincount(truth.rows[missed], minlength=size)
+        excused = on_void + (overlap * (same_class & truth.crowd[:, None])).sum(0)
+        wrong = ~match.any(0) & ~(excused > 0.5 * answer.areas)
+        self.false_positives += np.bincount(answer.rows[wrong], minlength=size)
+
+    def merge(self, other: PanopticQuality) -> PanopticQuality:
+        """Add what another one (of the same categories) has counted, for example another process; returns itself."""
+        self.iou_sum += other.iou_sum
+        self.true_positives += other.true_positives
+        self.false_positives += other.false_positives
+        self.false_negatives += other.false_negatives
+        return self
+
+    def _qualities(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        tp, fp, fn = self.true_positives, self.false_positives, self.false_negatives
+        present = tp + fp + fn > 0
+        divisor = np.maximum(tp + 0.5 * fp + 0.5 * fn, 0.5)
+        return {"PQ": self.iou_sum / divisor, "SQ": self.iou_sum / np.maximum(tp, 1), "RQ": tp / divisor}, present
+
+    def per_class(self) -> dict[int, dict[str, float]]:
+        """For each category id ``PQ``, ``SQ``, ``RQ`` in [0, 1] (NaN if it never occurred), ``TP``, ``FP``, ``FN``."""
+        qualities, present = self._qualities()
+        table: dict[int, dict[str, float]] = {}
+        for row, category in enumerate(self.categories):
+            table[category] = {k: float(v[row]) if present[row] else float("nan") for k, v in qualities.items()}
+            table[category]["TP"] = int(self.true_positives[row])
+            table[category]["FP"] = int(self.false_positives[row])
+            table[category]["FN"] = int(self.false_negatives[row])
+        return table
+
+    def compute(self) -> dict[str, float]:
+        """``PQ``, ``SQ``, ``RQ``, the same of things (``_th``) and stuff (``_st``), with class names ``PQ-<name>``.
+
+        All × 100.         Means run over the categories that occur in truth or prediction; NaN where there is none.
+        """
+        qualities, present = self._qualities()
+        things = np.array(list(self.categories.values()), dtype=bool)
+        result = {}
+        for suffix, chosen in (("", present), ("_th", present & things), ("_st", present & ~things)):
+            for metric, values in qualities.items():
+                result[metric + suffix] = 100 * mean_of(values, chosen)
+        if self.class_names is not None:
+            for category, own in self.per_class().items():
+                result[f"PQ-{self.class_names[category]}"] = 100 * own["PQ"]
+        return result
+
+
+def _checked_ids(ids: Any, what: str) -> np.ndarray:
+    array = as_map(ids).astype(np.int64)
+    if array.size and (array.min() < 0 or array.max() >= ID_LIMIT):
+        raise UserError(
+            f"the {what} has segment ids {array.min()} to {array.max()}; they must be in 0 to {ID_LIMIT - 1}"
+        )
+    return array
+
+
+def _positions(ids: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where each value stands in the ascending `ids`, and whether it does."""
+    if len(ids) == 0:
+        return np.zeros(len(values), dtype=np.int64), np.zeros(len(values), dtype=bool)
+    position = np.minimum(np.searchsorted(ids, values), len(ids) - 1)
+    return position, ids[position] == values
+
+
+def _overlaps(
+    truth: _Segments, answer: _Segments, pair_true: np.ndarray, pair_pred: np.ndarray, counts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Common pixels of each (true, predicted) pair of segments, and each predicted segment's pixels on void."""
+    true_position, is_true = _positions(truth.ids, pair_true)
+    pred_position, is_pred = _positions(answer.ids, pair_pred)
+    overlap = np.zeros((len(truth.ids), len(answer.ids)), dtype=np.int64)
+    both = is_true & is_pred
+    overlap[true_position[both], pred_position[both]] = counts[both]
+    void = is_pred & ~is_true
+    on_void = np.bincount(pred_position[void], weights=counts[void], minlength=len(answer.ids)).astype(np.int64)
+    return overlap, on_void
+
+
+def semantic_segments(label_map: Any, ignore_label: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """A label map as panoptic segmentation: each class present is one segment, ignored pixels are void.
+
+    With it `PanopticQuality` of truth and prediction is the PQ of stuff by which semantic models are compared (paper,
+    section 4).
+
+    Args:
+        label_map: (H, W) integers, classes ≥ 0 or the ignore label.
+        ignore_label: becomes void.
+
+    Returns:
+        ids (H, W) int64, label + 1 or 0, and dicts with ``id``, ``category_id``, ``area``.
+    """
+    labels = as_map(label_map).astype(np.int64)
+    ids = np.where(labels == ignore_label, VOID, labels + 1)
+    values, counts = count_values(ids)
+    segments = [
+        {"id": int(value), "category_id": int(value) - 1, "area": int(count)}
+        for value, count in zip(values.tolist(), counts.tolist(), strict=True)
+        if value != VOID
+    ]
+    return ids, segments

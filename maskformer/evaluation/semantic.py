@@ -1,0 +1,184 @@
+"""Semantic segmentation: mean intersection over union and its relatives, and the evaluator that reports them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maskformer.errors import UserError
+from maskformer.evaluation.arrays import as_map, mean_of
+from maskformer.evaluation.base import DatasetEvaluator, check_size
+from maskformer.evaluation.panoptic_quality import PanopticQuality, semantic_segments
+from maskformer.evaluation.predictions import JsonStream, encode_masks
+
+
+class SemanticQuality:
+    """IoU and accuracy from a confusion matrix over all images.
+
+    Args:
+        num_classes: K.
+        ignore_label: truth pixels of this value do not count.
+        class_names: K names; adds ``IoU-<name>`` and ``ACC-<name>`` to the result.
+    """
+
+    def __init__(self, num_classes: int, ignore_label: int, class_names: Sequence[str] | None = None) -> None:
+        if class_names is not None and len(class_names) != num_classes:
+            raise ValueError(f"{num_classes} classes need as many names, not {len(class_names)}")
+        self.num_classes = num_classes
+        self.ignore_label = ignore_label
+        self.class_names = class_names
+        # Rows are truth, columns prediction; the last column is "predicted nothing".
+        self.confusion = np.zeros((num_classes, num_classes + 1), dtype=np.int64)
+
+    def update(self, predicted: Any, true: Any) -> SemanticQuality:
+        """Count one image.
+
+        Args:
+            predicted: (H, W) integers, a class 0..K-1 or the ignore label (nothing predicted, which is wrong).
+            true: (H, W) integers, a class 0..K-1 or the ignore label.
+
+        Returns:
+            itself.
+
+        Raises:
+            UserError: if sizes differ or a value is no class.
+        """
+        predicted, true = as_map(predicted), as_map(true)
+        if predicted.shape != true.shape:
+            raise UserError(f"the prediction is {_size(predicted)} but the truth {_size(true)}; they must be equal")
+        counted = true != self.ignore_label
+        columns = self.num_classes + 1
+        truth, answer = true[counted].astype(np.int64), predicted[counted].astype(np.int64)
+        answer[answer == self.ignore_label] = self.num_classes
+        self._check("truth", truth, self.num_classes)
+        self._check("prediction", answer, columns)
+        self.confusion += np.bincount(truth * columns + answer, minlength=self.confusion.size).reshape(
+            self.confusion.shape
+        )
+        return self
+
+    def _check(self, what: str, labels: np.ndarray, limit: int) -> None:
+        if labels.size and (labels.min() < 0 or labels.max() >= limit):
+            wrong = int(labels[(labels < 0) | (labels >= limit)][0])
+            raise UserError(
+                f"the {what} has label {wrong}, which is neither a class (0 to {self.num_classes - 1}) "
+                f"nor the ignore label {self.ignore_label}; check the data set's classes and ignore label"
+            )
+
+    def merge(self, other: SemanticQuality) -> SemanticQuality:
+        """Add what another one has counted, for example another process; returns itself."""
+        self.confusion += other.confusion
+        return self
+
+    def per_class(self) -> dict[str, np.ndarray]:
+        """``IoU`` and ``ACC`` of each class, (K,) float64 in [0, 1], NaN for classes that the truth lacks."""
+        true_positive = np.diagonal(self.confusion).astype(np.float64)
+        in_truth = self.confusion.sum(1).astype(np.float64)
+        in_prediction = self.confusion[:, : self.num_classes].sum(0)
+        present = in_truth > 0
+        nothing = np.full(self.num_classes, np.nan)
+        union = in_truth + in_prediction - true_positive
+        return {
+            "IoU": np.divide(true_positive, union, out=nothing.copy(), where=present),
+            "ACC": np.divide(true_positive, in_truth, out=nothing.copy(), where=present),
+        }
+
+    def compute(self) -> dict[str, float]:
+        """``mIoU``, ``fwIoU``, ``mACC``, ``pACC`` and, with class names, ``IoU-<name>``, ``ACC-<name>``: all × 100.
+
+        Means run over the classes that occur in the truth; a class that does not is NaN.
+        """
+        classes = self.per_class()
+        in_truth = self.confusion.sum(1).astype(np.float64)
+        present = in_truth > 0
+        total = in_truth.sum()
+        correct = float(np.diagonal(self.confusion).sum())
+        weighted = float((classes["IoU"][present] * in_truth[present]).sum())
+        result = {
+            "mIoU": 100 * mean_of(classes["IoU"], present),
+            "fwIoU": 100 * weighted / total if total else float("nan"),
+            "mACC": 100 * mean_of(classes["ACC"], present),
+            "pACC": 100 * correct / total if total else float("nan"),
+        }
+        for metric, values in classes.items():
+            for name, value in zip(self.class_names or (), values, strict=False):
+                result[f"{metric}-{name}"] = 100 * float(value)
+        return result
+
+
+def _size(array: np.ndarray) -> str:
+    return f"{array.shape[0]}x{array.shape[1]}"
+
+
+class SemSegEvaluator(DatasetEvaluator):
+    """mIoU and its relatives, PQ of stuff (every class one segment), and ``sem_seg_predictions.json``.
+
+    Args:
+        class_names: K names.
+        ignore_label: of the truth.
+        dataset_ids: the data set's own id of each class, written to the file; None for 0..K-1.
+        output_dir: where the predictions go; None writes none.
+    """
+
+    name = "sem_seg"
+
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        ignore_label: int,
+        dataset_ids: Sequence[int] | None = None,
+        output_dir: str | Path | None = None,
+    ) -> None:
+        super().__init__()
+        self.class_names = list(class_names)
+        self.ignore_label = ignore_label
+        self.dataset_ids = list(dataset_ids) if dataset_ids is not None else list(range(len(self.class_names)))
+        self.output_dir = None if output_dir is None else Path(output_dir)
+        self._start()
+
+    def _start(self) -> None:
+        classes = len(self.class_names)
+        self.quality = SemanticQuality(classes, self.ignore_label, self.class_names)
+        self.stuff_quality = PanopticQuality(dict.fromkeys(range(classes), False))
+        self._file = None if self.output_dir is None else JsonStream(self.output_dir / "sem_seg_predictions.json")
+
+    def process_image(self, sample: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+        """Count one image: ``sem_seg`` (H, W) of the sample against ``sem_seg_labels`` (H, W) of the result."""
+        true = as_map(self.need(sample, "sem_seg", "truth"))
+        if "sem_seg_labels" in result:
+            predicted = as_map(result["sem_seg_labels"])
+        else:
+            predicted = as_map(self.need(result, "sem_seg", "result").argmax(0))
+        check_size(sample, predicted.shape, true.shape)
+        self.quality.update(predicted, true)
+        self.stuff_quality.update(
+            *semantic_segments(predicted, self.ignore_label), *semantic_segments(true, self.ignore_label)
+        )
+        if self._file is not None:
+            labels = [label for label in np.unique(predicted).tolist() if label != self.ignore_label]
+            masks = predicted[None] == np.array(labels, dtype=predicted.dtype).reshape(-1, 1, 1)
+            for label, segmentation in zip(labels, encode_masks(masks), strict=True):
+                self._file.write(
+                    {
+                        "file_name": str(sample["file_name"]),
+                        "category_id": int(self.dataset_ids[label]),
+                        "segmentation": segmentation,
+                    }
+                )
+
+    def finish(self) -> dict[str, float]:
+        """The metrics; the file is complete afterwards."""
+        if self._file is not None:
+            self._file.commit()
+        result = self.quality.compute()
+        headline = {key: value for key, value in result.items() if "-" not in key}
+        classes = {key: value for key, value in result.items() if key not in headline}
+        return {**headline, "PQ_st": self.stuff_quality.compute()["PQ"], **classes}
+
+    def close(self) -> None:
+        """Throw an unfinished file away."""
+        if self._file is not None:
+            self._file.discard()

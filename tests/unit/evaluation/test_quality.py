@@ -1,0 +1,237 @@
+"""Metrics on cases small enough to be counted by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from maskformer.errors import UserError
+from maskformer.evaluation import PanopticQuality, SemanticQuality, semantic_segments
+from maskformer.evaluation.arrays import count_values
+
+THING, STUFF = 0, 1
+
+
+def segment(segment_id: int, category: int = THING, **more: Any) -> dict[str, Any]:
+    return {"id": segment_id, "category_id": category, **more}
+
+
+def row(*runs: tuple[int, int]) -> np.ndarray:
+    """One row of pixels from (value, length) runs."""
+    return np.repeat([value for value, _ in runs], [length for _, length in runs])[None]
+
+
+def quality() -> PanopticQuality:
+    return PanopticQuality({THING: True, STUFF: False}, {THING: "cat", STUFF: "sky"})
+
+
+# ---------------------------------------------------------------- semantic
+def test_semantic_counted_by_hand() -> None:
+    true = np.array([[0, 0, 1, 255]])
+    predicted = np.array([[0, 1, 1, 1]])  # the pixel on 255 does not count
+    result = SemanticQuality(3, 255, ["a", "b", "c"]).update(predicted, true).compute()
+    assert result["IoU-a"] == result["IoU-b"] == pytest.approx(50.0)
+    assert math.isnan(result["IoU-c"])
+    assert math.isnan(result["ACC-c"])
+    assert (result["ACC-a"], result["ACC-b"]) == (50.0, 100.0)
+    assert result["mIoU"] == pytest.approx(50.0)
+    assert result["mACC"] == pytest.approx(75.0)
+    assert result["pACC"] == pytest.approx(200 / 3)
+    assert result["fwIoU"] == pytest.approx(50.0)
+
+
+def test_a_class_predicted_but_not_true_is_no_part_of_the_mean() -> None:
+    result = SemanticQuality(2, 255, ["a", "b"]).update(np.array([[0, 1]]), np.array([[0, 0]])).compute()
+    assert result["mIoU"] == pytest.approx(50.0)
+    assert math.isnan(result["IoU-b"])
+
+
+def test_nothing_predicted_is_wrong() -> None:
+    result = SemanticQuality(2, 255).update(np.array([[255, 1]]), np.array([[0, 1]])).compute()
+    assert result["pACC"] == 50.0
+    assert result["mIoU"] == 50.0
+
+
+def test_semantic_takes_tensors_of_any_integer_type() -> None:
+    true = torch.tensor([[0, 1], [1, 255]], dtype=torch.int32)
+    predicted = torch.tensor([[0, 1], [1, 0]], dtype=torch.int64)
+    assert SemanticQuality(2, 255).update(predicted, true).compute()["mIoU"] == 100.0
+
+
+def test_only_ignored_pixels_give_nan() -> None:
+    result = SemanticQuality(2, 255).update(np.zeros((2, 2), int), np.full((2, 2), 255)).compute()
+    assert all(math.isnan(value) for value in result.values())
+
+
+@pytest.mark.parametrize(
+    ("predicted", "true", "words"),
+    [
+        ([[0, 1]], [[0, 7]], "truth has label 7"),
+        ([[0, 9]], [[0, 1]], "prediction has label 9"),
+        ([[0, -1]], [[0, 1]], "prediction has label -1"),
+        ([[0, 1]], [[0]], "1x2 but the truth 1x1"),
+    ],
+)
+def test_semantic_refuses_what_is_no_class(predicted: Any, true: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        SemanticQuality(2, 255).update(np.array(predicted), np.array(true))
+
+
+# ---------------------------------------------------------------- panoptic
+def test_panoptic_truth_as_prediction_scores_100() -> None:
+    ids, segments = row((1, 4), (2, 3), (3, 5)), [segment(1), segment(2), segment(3, STUFF)]
+    result = quality().update(ids, segments, ids, segments).compute()
+    assert {k: v for k, v in result.items() if "-" not in k} == dict.fromkeys(
+        (m + s for s in ("", "_th", "_st") for m in ("PQ", "SQ", "RQ")), 100.0
+    )
+    assert result["PQ-cat"] == result["PQ-sky"] == 100.0
+
+
+def test_panoptic_iou_of_one_half_is_no_match() -> None:
+    # Intersection 2, union 4: a miss and a false alarm.
+    counted = quality().update(row((1, 2), (0, 2)), [segment(1)], row((1, 4)), [segment(1)])
+    assert counted.per_class()[THING] == {"PQ": 0, "SQ": 0, "RQ": 0, "TP": 0, "FP": 1, "FN": 1}
+    # One pixel more: 3 of 4.
+    counted = quality().update(row((1, 3), (0, 1)), [segment(1)], row((1, 4)), [segment(1)])
+    assert counted.per_class()[THING] == {"PQ": 0.75, "SQ": 0.75, "RQ": 1, "TP": 1, "FP": 0, "FN": 0}
+
+
+def test_panoptic_wrong_class_is_no_match() -> None:
+    counted = quality().update(row((1, 4)), [segment(1, STUFF)], row((1, 4)), [segment(1, THING)]).per_class()
+    assert (counted[THING]["FN"], counted[STUFF]["FP"]) == (1, 1)
+
+
+def test_panoptic_predicted_pixels_on_void_leave_the_union() -> None:
+    # Prediction of 6 on a truth of 4 and 2 of void: IoU 4 / (6 + 4 - 4 - 2) = 1.
+    counted = quality().update(row((1, 6)), [segment(1)], row((1, 4), (0, 2)), [segment(1)])
+    assert counted.per_class()[THING]["SQ"] == 1.0
+
+
+def test_panoptic_prediction_mostly_on_void_is_no_false_positive() -> None:
+    truth = row((1, 4), (0, 8))
+    predicted = row((1, 4), (2, 5), (0, 3))
+    counted = quality().update(predicted, [segment(1), segment(2)], truth, [segment(1)]).per_class()
+    assert (counted[THING]["TP"], counted[THING]["FP"]) == (1, 0)
+    # Exactly one half on void is a false positive.
+    counted = quality().update(row((2, 8), (0, 4)), [segment(2, STUFF)], truth, [segment(1)]).per_class()
+    assert counted[STUFF]["FP"] == 1
+
+
+def test_panoptic_ids_that_truth_does_not_list_are_void() -> None:
+    counted = quality().update(row((1, 4)), [segment(1)], row((9, 4)), []).per_class()
+    assert counted[THING]["FP"] == counted[THING]["FN"] == 0
+
+
+def test_panoptic_crowd_is_neither_hit_nor_missed() -> None:
+    crowd = [segment(1, THING, iscrowd=1)]
+    missed = quality().update(row((0, 6)), [], row((1, 6)), crowd).per_class()[THING]
+    assert (missed["TP"], missed["FP"], missed["FN"]) == (0, 0, 0)
+    inside = quality().update(row((5, 6)), [segment(5)], row((1, 6)), crowd).per_class()[THING]
+    assert (inside["TP"], inside["FP"], inside["FN"]) == (0, 0, 0)
+    other_class = quality().update(row((5, 6)), [segment(5, STUFF)], row((1, 6)), crowd).per_class()[STUFF]
+    assert other_class["FP"] == 1
+
+
+def test_panoptic_void_and_all_crowds_of_the_class_add_up() -> None:
+    # 2 pixels each on void and on two crowds of its class, 4 on a stuff segment: 6 of 10 are excused.
+    truth = row((0, 2), (1, 2), (2, 2), (3, 4))
+    segments = [segment(1, THING, iscrowd=1), segment(2, THING, iscrowd=1), segment(3, STUFF)]
+    counted = quality().update(row((7, 10)), [segment(7)], truth, segments).per_class()
+    assert counted[THING]["FP"] == 0
+    assert counted[STUFF]["FN"] == 1
+
+
+def test_panoptic_area_of_the_truth_is_the_one_it_states() -> None:
+    # 4 pixels, area said to be 8: IoU 4 / (4 + 8 - 4).
+    counted = quality().update(row((1, 4)), [segment(1)], row((1, 4)), [segment(1, area=8)]).per_class()
+    assert counted[THING]["TP"] == 0
+    counted = quality().update(row((1, 4)), [segment(1)], row((1, 4)), [segment(1, area=5)]).per_class()
+    assert counted[THING]["SQ"] == pytest.approx(0.8)
+
+
+def test_panoptic_empty_prediction_and_empty_truth() -> None:
+    counted = quality().update(row((0, 4)), [], row((1, 2), (2, 2)), [segment(1), segment(2, STUFF)])
+    assert counted.compute()["PQ"] == 0.0
+    nothing = quality().update(row((0, 4)), [], row((0, 4)), []).compute()
+    assert all(math.isnan(value) for value in nothing.values())
+
+
+def test_panoptic_large_ids() -> None:
+    ids = row((2**24 - 1, 3), (2**23 + 5, 2))
+    segments = [segment(2**24 - 1), segment(2**23 + 5, STUFF)]
+    assert quality().update(ids, segments, ids, segments).compute()["PQ"] == 100.0
+
+
+@pytest.mark.parametrize(
+    ("predicted", "pred_segments", "true", "true_segments", "words"),
+    [
+        (row((1, 4)), [], row((1, 4)), [segment(1)], "has pixels of segment 1"),
+        (row((0, 4)), [segment(1)], row((1, 4)), [segment(1)], "lists segment 1, which has no pixel"),
+        (row((1, 4)), [segment(1, 5)], row((1, 4)), [segment(1)], "segment 1 of the prediction has category_id 5"),
+        (row((1, 4)), [segment(1)], row((1, 4)), [segment(1, 9)], "segment 1 of the truth has category_id 9"),
+        (row((1, 4)), [segment(1), segment(1)], row((1, 4)), [segment(1)], "each needs its own"),
+        (row((1, 4)), [segment(1)], row((1, 5)), [segment(1)], "1x4 but the truth 1x5"),
+        (row((-1, 4)), [], row((1, 4)), [segment(1)], "segment ids -1 to -1"),
+    ],
+)
+def test_panoptic_refuses_what_does_not_fit(
+    predicted: Any, pred_segments: Any, true: Any, true_segments: Any, words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        quality().update(predicted, pred_segments, true, true_segments)
+
+
+def test_panoptic_agrees_with_a_plain_transcription_of_the_definition() -> None:
+    rng = np.random.default_rng(5)
+    for _ in range(30):
+        true = rng.integers(0, 5, (6, 6)).repeat(3, 0).repeat(3, 1)
+        predicted = np.where(rng.random(true.shape) < 0.75, true, rng.integers(0, 5, true.shape))
+        true_segments = [
+            segment(int(i), int(rng.integers(2)), iscrowd=int(rng.random() < 0.2)) for i in np.unique(true) if i
+        ]
+        pred_segments = [segment(int(i), int(rng.integers(2))) for i in np.unique(predicted) if i]
+        counted = quality().update(predicted, pred_segments, true, true_segments).per_class()
+        for category in (THING, STUFF):
+            expected = plain_panoptic(predicted, pred_segments, true, true_segments, category)
+            assert tuple(counted[category][k] for k in ("TP", "FP", "FN")) == expected
+
+
+def plain_panoptic(
+    predicted: np.ndarray, pred_segments: Any, true: np.ndarray, true_segments: Any, category: int
+) -> tuple[int, int, int]:
+    """(TP, FP, FN) of one class, pair by pair."""
+    trues = [s for s in true_segments if s["category_id"] == category and not s["iscrowd"]]
+    crowds = [s["id"] for s in true_segments if s["category_id"] == category and s["iscrowd"]]
+    preds = [s for s in pred_segments if s["category_id"] == category]
+    matched_true, matched_pred = set(), set()
+    for t in trues:
+        for p in preds:
+            a, b = true == t["id"], predicted == p["id"]
+            if (a & b).sum() / ((a | b) & ~(b & (true == 0))).sum() > 0.5:
+                matched_true.add(t["id"])
+                matched_pred.add(p["id"])
+    false_positives = 0
+    for p in preds:
+        mask = predicted == p["id"]
+        excused = (mask & ((true == 0) | np.isin(true, crowds))).sum() > 0.5 * mask.sum()
+        false_positives += p["id"] not in matched_pred and not excused
+    return len(matched_pred), false_positives, len(trues) - len(matched_true)
+
+
+def test_semantic_segments() -> None:
+    ids, segments = semantic_segments(torch.tensor([[0, 3], [255, 3]]), 255)
+    assert ids.tolist() == [[1, 4], [0, 4]]
+    assert segments == [{"id": 1, "category_id": 0, "area": 1}, {"id": 4, "category_id": 3, "area": 2}]
+
+
+def test_count_values() -> None:
+    codes = np.random.default_rng(0).integers(-3, 9, (40, 50))
+    values, counts = count_values(codes)
+    expected = np.unique(codes, return_counts=True)
+    assert values.tolist() == expected[0].tolist()
+    assert counts.tolist() == expected[1].tolist()
+    assert count_values(np.zeros((0, 4), int))[1].tolist() == []
