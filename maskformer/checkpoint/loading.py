@@ -97,8 +97,10 @@ def load_weights(model: nn.Module, path: str | Path, *, strict: bool = False) ->
     file = read_weight_file(local_file(path))
     targets = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(layouts.OURS)}
     family, sources, report = _assign(file, targets)
-    _sort_shapes(file, sources, targets, report)
+    different = _sort_shapes(file, sources, targets, report)
     _check_parts(file, family, sources, targets, report)
+    if different:
+        raise UserError(_bad_shapes(file, different, sources, targets))
     if strict and (report.missing or report.unexpected or report.reshaped):
         raise UserError(_incomplete(report))
     with torch.no_grad():
@@ -146,8 +148,8 @@ def _is_counter(name: str) -> bool:
 
 def _sort_shapes(
     file: WeightFile, sources: Mapping[str, str], targets: Mapping[str, Tensor], report: LoadingReport
-) -> None:
-    """Shapes agree, or differ by the number of classes, or the file does not belong to this model."""
+) -> list[str]:
+    """Shapes agree, or differ by the number of classes only; our names of all others are returned."""
     shapes = {ours: tuple(file.tensors[name].shape) for ours, name in sources.items()}
     different: list[str] = []
     for ours in targets:
@@ -159,14 +161,7 @@ def _sort_shapes(
             report.reshaped[ours] = (shapes[ours], tuple(targets[ours].shape))
         else:
             different.append(ours)
-    if different:
-        first = different[0]
-        expected = tuple(targets[first].shape)
-        others = f" and {len(different) - 1} more differ" if len(different) > 1 else ""
-        raise UserError(
-            f"{file.path}: {sources[first]} has shape {shapes[first]} but the model's is {expected}{others}: "
-            f"check {likely_key(first, shapes[first], expected)}"
-        )
+    return different
 
 
 def _follows_classes(name: str, shapes: Mapping[str, Shape], targets: Mapping[str, Tensor]) -> bool:
@@ -221,6 +216,18 @@ def _check_parts(
         if len(filled) < _ENOUGH * len(wanted) or len(filled) < _ENOUGH * (len(filled) + len(extra)):
             raise UserError(_bad_fit(file, part, len(filled), absent, extra))
         report.missing.extend(absent)
+
+
+def _bad_shapes(
+    file: WeightFile, different: list[str], sources: Mapping[str, str], targets: Mapping[str, Tensor]
+) -> str:
+    first = different[0]
+    shape, expected = tuple(file.tensors[sources[first]].shape), tuple(targets[first].shape)
+    others = f" and {len(different) - 1} more differ" if len(different) > 1 else ""
+    return (
+        f"{file.path}: {sources[first]} has shape {shape} but the model's is {expected}{others}: "
+        f"check {likely_key(first, shape, expected)}"
+    )
 
 
 def _bad_fit(file: WeightFile, part: str, filled: int, absent: list[str], extra: list[str]) -> str:

@@ -110,6 +110,9 @@ def find_last_checkpoint(folder: str | Path) -> Path | None:
 
     It is what ``last_checkpoint`` names. Where that is missing or names no readable file, the readable checkpoint of
     the highest iteration is taken, with a warning.
+
+    Raises:
+        UserError: there are checkpoints, but none can be read; starting anew would not be what was meant.
     """
     folder = Path(folder)
     pointer = folder / LAST_NAME
@@ -118,7 +121,12 @@ def find_last_checkpoint(folder: str | Path) -> Path | None:
         path = folder / Path(named).name
         if _iteration(path) is not None:
             return path
-    found = [(iteration, path) for path in folder.glob("model_*.pth") if (iteration := _iteration(path)) is not None]
+    candidates = [
+        path for path in folder.glob("model_*.pth") if _NUMBERED.fullmatch(path.name) or path.name == FINAL_NAME
+    ]
+    found = [(iteration, path) for path in candidates if (iteration := _iteration(path)) is not None]
+    if not found and (candidates or named):
+        raise UserError(f"{folder} has no checkpoint that can be read: restore one, or start anew without --resume")
     if not found:
         return None
     # At the same iteration the numbered file is as good as the final one; the name only decides the tie.
@@ -177,12 +185,17 @@ def _fields(metadata: Any) -> Any:
 
 def _plain(value: Any, where: str) -> Any:
     """Only what ``weights_only`` reads back: numpy becomes torch or Python, paths become text, the rest is refused."""
-    if value is None or isinstance(value, (bool, int, float, str, Tensor)):
-        return value.detach() if isinstance(value, Tensor) else value
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, Tensor):
+        return value.detach()
     if isinstance(value, np.ndarray):
         return torch.from_numpy(np.ascontiguousarray(value))
     if isinstance(value, np.generic):
         return value.item()
+    for base in (str, int, float):  # such as torch.__version__, whose own class is not among what can be read
+        if isinstance(value, base):
+            return base(value)
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, Counter):

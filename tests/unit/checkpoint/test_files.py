@@ -120,10 +120,15 @@ def test_atomic_write_keeps_the_old_file_until_the_new_one_is_complete(tmp_path:
     path = tmp_path / "new" / "file"
     with atomic_write(path) as file:
         file.write(b"first")
-    with pytest.raises(KeyError), atomic_write(path) as file:
-        file.write(b"half")
-        assert path.read_bytes() == b"first"
-        raise KeyError
+
+    def fail() -> None:
+        with atomic_write(path) as file:
+            file.write(b"half")
+            assert path.read_bytes() == b"first"
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert path.read_bytes() == b"first"
     assert [each.name for each in path.parent.iterdir()] == ["file"]
 

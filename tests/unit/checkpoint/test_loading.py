@@ -1,0 +1,352 @@
+"""Filling a model: every family of files, reports, and refusals that say why."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from maskformer.checkpoint import export_published, load_weights, published_state_dict, save_checkpoint
+from maskformer.errors import UserError
+
+from .conftest import PER_PIXEL, SWIN
+
+Make = Callable[..., nn.Module]
+DEEP = {"MODEL__BACKBONE__NAME": "build_resnet_deeplab_backbone", "MODEL__RESNETS__STEM_TYPE": "deeplab"}
+DEEP["MODEL__RESNETS__RES5_MULTI_GRID"] = (1, 2)
+
+
+def save(path: Path, state: dict[str, Tensor], **beside: Any) -> Path:
+    arrays = {name: tensor.numpy() for name, tensor in state.items()}
+    path.write_bytes(pickle.dumps({"model": arrays, **beside}))
+    return path
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """The model with other values everywhere, also in its buffers."""
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.uniform_(-1, 1)
+    return model
+
+
+def equal(one: nn.Module, other: nn.Module, start: str = "network.") -> bool:
+    mine, theirs = one.state_dict(), other.state_dict()
+    return all(torch.equal(mine[name], theirs[name]) for name in mine if name.startswith(start))
+
+
+def file_of(model: nn.Module, path: Path) -> Path:
+    return export_published(randomised(model), path)
+
+
+@pytest.mark.parametrize("ending", ["pkl", "pth", "safetensors"])
+def test_exports_of_every_format_come_back(tmp_path: Path, small_model: Make, ending: str) -> None:
+    source, model = small_model(), small_model()
+    report = load_weights(model, file_of(source, tmp_path / f"model.{ending}"), strict=True)
+    assert equal(model, source)
+    assert report.parts.keys() == {"backbone", "pixel decoder", "head"}
+    assert report.ignored == ["criterion.empty_weight"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"MODEL__MASK_FORMER__ENC_LAYERS": 2},
+        {"MODEL__MASK_FORMER__PRE_NORM": True},
+        {"MODEL__MASK_FORMER__ENFORCE_INPUT_PROJ": True, "MODEL__SEM_SEG_HEAD__NORM": ""},
+        {"MODEL__RESNETS__NORM": "BN"},
+        {
+            "MODEL__SEM_SEG_HEAD__PIXEL_DECODER_NAME": "TransformerEncoderPixelDecoder",
+            "MODEL__SEM_SEG_HEAD__TRANSFORMER_ENC_LAYERS": 1,
+            "MODEL__MASK_FORMER__TRANSFORMER_IN_FEATURE": "transformer_encoder",
+            "MODEL__MASK_FORMER__PRE_NORM": True,
+        },
+        {"config": SWIN, "MODEL__SWIN__APE": True, "MODEL__SWIN__PRETRAIN_IMG_SIZE": 32},
+        {"config": SWIN, "MODEL__SWIN__QKV_BIAS": False, "MODEL__SWIN__PATCH_NORM": False},
+        {"config": PER_PIXEL},
+        DEEP,
+    ],
+    ids=str,
+)
+def test_variants_come_back(tmp_path: Path, small_model: Make, settings: dict[str, Any]) -> None:
+    source, model = small_model(**settings), small_model(**settings)
+    load_weights(model, file_of(source, tmp_path / "model.pkl"), strict=True)
+    assert equal(model, source) or settings.get("MODEL__RESNETS__NORM") == "BN"
+    assert all(
+        torch.equal(tensor, source.state_dict()[name])
+        for name, tensor in model.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    )
+
+
+def test_own_checkpoints_are_read(tmp_path: Path, small_model: Make) -> None:
+    source, model = randomised(small_model()), small_model()
+    report = load_weights(model, save_checkpoint(tmp_path, 9, model=source), strict=True)
+    assert report.family == "maskformer"
+    assert equal(model, source)
+
+
+def test_backbone_only_resnet_of_detectron2(tmp_path: Path, small_model: Make) -> None:
+    source, model = randomised(small_model()), small_model()
+    before = copy.deepcopy(model)
+    state = {
+        name.removeprefix("backbone."): t for name, t in published_state_dict(source).items() if "backbone." in name
+    }
+    state["stem.fc.weight"] = torch.zeros(10, 512)
+    state["stem.conv1.norm.num_batches_tracked"] = torch.tensor(0)
+    path = save(tmp_path / "R-18.pkl", state, matching_heuristics=True, __author__="torchvision")
+    report = load_weights(model, path)
+    assert report.family == "Detectron2 ResNet"
+    assert (report.missing, report.unexpected) == ([], [])
+    assert equal(model, source, "network.backbone.")
+    assert equal(model, before, "network.head.")
+    assert equal(model, before, "network.pixel_decoder.")
+    assert report.parts["head"][0] == 0
+    assert "head: 0 of " in report.summary()
+    assert "stays as initialised" in report.summary()
+
+
+def test_deep_stem_of_detectron2(tmp_path: Path, small_model: Make) -> None:
+    source, model = randomised(small_model(**DEEP)), small_model(**DEEP)
+    state = {
+        name.removeprefix("backbone."): t for name, t in published_state_dict(source).items() if "backbone." in name
+    }
+    assert {"stem.conv1.weight", "stem.conv2.weight", "stem.conv3.norm.bias"} <= state.keys()
+    load_weights(model, save(tmp_path / "R-103.pkl", state))
+    assert equal(model, source, "network.backbone.")
+
+
+def test_torchvision_resnet(tmp_path: Path, small_model: Make) -> None:
+    source, model = randomised(small_model()), small_model()
+    start = "network.backbone.body."
+    state = {name.removeprefix(start): t for name, t in source.state_dict().items() if name.startswith(start)}
+    torch.save({**state, "fc.weight": torch.zeros(10, 512), "fc.bias": torch.zeros(10)}, tmp_path / "resnet.pth")
+    report = load_weights(model, tmp_path / "resnet.pth")
+    assert (report.family, report.unexpected, report.missing) == ("torchvision ResNet", [], [])
+    assert equal(model, source, "network.backbone.")
+
+
+def test_original_swin(tmp_path: Path, small_model: Make) -> None:
+    source, model = randomised(small_model(SWIN)), small_model(SWIN)
+    before = copy.deepcopy(model)
+    state = {
+        name.removeprefix("backbone."): t for name, t in published_state_dict(source).items() if "backbone." in name
+    }
+    state = {
+        name: tensor for name, tensor in state.items() if not name.startswith(("norm0", "norm1", "norm2", "norm3"))
+    }
+    extra = {
+        "norm.weight": torch.ones(96),
+        "head.bias": torch.ones(9),
+        "layers.0.blocks.1.attn_mask": torch.ones(4, 9, 9),
+    }
+    torch.save({"model": {**state, **extra}}, tmp_path / "swin.pth")
+    report = load_weights(model, tmp_path / "swin.pth")
+    assert report.family == "original Swin"
+    assert report.unexpected == []
+    assert report.missing == [f"network.backbone.norm{i}.{kind}" for i in range(4) for kind in ("weight", "bias")]
+    assert equal(model, source, "network.backbone.layers.")
+    assert equal(model, before, "network.backbone.norm")
+    with pytest.raises(
+        UserError, match=r"does not fill this model completely, the file lacks network\.backbone\.norm0"
+    ):
+        load_weights(model, tmp_path / "swin.pth", strict=True)
+
+
+def test_names_matched_by_their_ends(tmp_path: Path, small_model: Make) -> None:
+    """Detectron2's flag also covers files of other parts; without the flag such names are not guessed at."""
+    source, model = randomised(small_model()), small_model()
+    start = "sem_seg_head.pixel_decoder."
+    state = {name.removeprefix(start): t for name, t in published_state_dict(source).items() if name.startswith(start)}
+    report = load_weights(model, save(tmp_path / "a.pkl", state, matching_heuristics=True))
+    assert len(report.loaded) == len(state)
+    assert equal(model, source, "network.pixel_decoder.")
+    with pytest.raises(UserError, match="are of no known family"):
+        load_weights(model, save(tmp_path / "b.pkl", state))
+
+
+def test_another_number_of_classes_keeps_exactly_the_class_layer(tmp_path: Path, small_model: Make) -> None:
+    source, model = small_model(), small_model(MODEL__SEM_SEG_HEAD__NUM_CLASSES=3)
+    before = copy.deepcopy(model)
+    path = file_of(source, tmp_path / "model.pkl")
+    report = load_weights(model, path)
+    layer = "network.head.class_head."
+    assert report.reshaped == {f"{layer}weight": ((6, 32), (4, 32)), f"{layer}bias": ((6,), (4,))}
+    assert (report.missing, report.unexpected) == ([], [])
+    assert equal(model, before, layer)
+    for name, tensor in model.state_dict().items():
+        assert name.startswith(layer) or torch.equal(tensor, source.state_dict()[name]), name
+    assert (
+        "initialised anew, classes differ: network.head.class_head.weight (4, 32) (file: (6, 32))" in report.summary()
+    )
+    with pytest.raises(UserError, match=r"number of classes differs in network\.head\.class_head\.weight"):
+        load_weights(model, path, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reshaped"),
+    [
+        ({"config": PER_PIXEL}, ["classifier.weight", "classifier.bias"]),
+        (
+            {"config": PER_PIXEL, "MODEL__SEM_SEG_HEAD__NAME": "PerPixelBaselinePlusHead"},
+            ["query_positions.weight"],
+        ),
+        (
+            {"MODEL__MASK_FORMER__MATCHER": "fixed"},
+            ["query_positions.weight", "class_head.weight", "class_head.bias"],
+        ),
+    ],
+    ids=["per-pixel", "per-pixel+", "fixed"],
+)
+def test_another_number_of_classes_elsewhere(
+    tmp_path: Path, small_model: Make, settings: dict[str, Any], reshaped: list[str]
+) -> None:
+    def of(classes: int) -> nn.Module:
+        counts = {"MODEL__SEM_SEG_HEAD__NUM_CLASSES": classes, "MODEL__MASK_FORMER__NUM_OBJECT_QUERIES": classes}
+        return small_model(**settings, **counts)
+
+    report = load_weights(of(3), file_of(of(5), tmp_path / "model.pkl"))
+    assert sorted(report.reshaped) == sorted(f"network.head.{name}" for name in reshaped)
+    assert report.missing == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"MODEL__MASK_FORMER__NUM_OBJECT_QUERIES": 9}, r"\(7, 32\) but the model's is \(9, 32\).*NUM_OBJECT_QUERIES$"),
+        ({"MODEL__MASK_FORMER__HIDDEN_DIM": 64}, r"MODEL\.MASK_FORMER\.HIDDEN_DIM$"),
+        ({"MODEL__MASK_FORMER__DIM_FEEDFORWARD": 64}, r"MODEL\.MASK_FORMER\.DIM_FEEDFORWARD$"),
+        ({"MODEL__SEM_SEG_HEAD__MASK_DIM": 64}, r"MODEL\.SEM_SEG_HEAD\.MASK_DIM$"),
+        ({"MODEL__SEM_SEG_HEAD__CONVS_DIM": 64}, r"MODEL\.SEM_SEG_HEAD\.CONVS_DIM$"),
+        ({"MODEL__RESNETS__DEPTH": 34}, r"another backbone.*MODEL\.RESNETS\.DEPTH"),
+        ({"MODEL__RESNETS__DEPTH": 50}, r"MODEL\.RESNETS\.DEPTH"),
+        (DEEP, r"MODEL\.RESNETS\.STEM_TYPE"),
+        ({"MODEL__MASK_FORMER__DEC_LAYERS": 1}, r"another head.*the model lacks.*MODEL\.MASK_FORMER\.DEC_LAYERS"),
+        ({"MODEL__MASK_FORMER__DEC_LAYERS": 3}, r"another head.*the file lacks.*MODEL\.MASK_FORMER\.DEC_LAYERS"),
+        ({"config": PER_PIXEL}, r"another head.*MODEL\.SEM_SEG_HEAD\.NAME"),
+        ({"config": SWIN}, r"another backbone.*MODEL\.BACKBONE\.NAME"),
+        ({"MODEL__SEM_SEG_HEAD__NORM": ""}, r"another pixel decoder.*MODEL\.SEM_SEG_HEAD"),
+        (
+            {
+                "MODEL__SEM_SEG_HEAD__PIXEL_DECODER_NAME": "TransformerEncoderPixelDecoder",
+                "MODEL__SEM_SEG_HEAD__TRANSFORMER_ENC_LAYERS": 1,
+                "MODEL__MASK_FORMER__TRANSFORMER_IN_FEATURE": "transformer_encoder",
+            },
+            r"PIXEL_DECODER_NAME",
+        ),
+    ],
+    ids=str,
+)
+def test_files_of_other_models_are_refused_and_nothing_is_copied(
+    tmp_path: Path, small_model: Make, settings: dict[str, Any], message: str
+) -> None:
+    path = file_of(small_model(), tmp_path / "model.pkl")
+    model = small_model(**settings)
+    before = copy.deepcopy(model)
+    with pytest.raises(UserError, match=message) as caught:
+        load_weights(model, path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert equal(model, before)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"MODEL__SWIN__WINDOW_SIZE": 4}, r"\(169, 1\) but the model's is \(49, 1\).*MODEL\.SWIN\.WINDOW_SIZE$"),
+        ({"MODEL__SWIN__NUM_HEADS": (2, 2, 2, 4)}, r"MODEL\.SWIN\.NUM_HEADS$"),
+        ({"MODEL__SWIN__EMBED_DIM": 16}, r"MODEL\.SWIN\.EMBED_DIM$"),
+        ({"MODEL__SWIN__DEPTHS": (2, 2, 6, 2)}, r"another backbone.*MODEL\.SWIN\.DEPTHS"),
+    ],
+    ids=str,
+)
+def test_files_of_other_swins_are_refused(
+    tmp_path: Path, small_model: Make, settings: dict[str, Any], message: str
+) -> None:
+    path = file_of(small_model(SWIN), tmp_path / "model.pkl")
+    with pytest.raises(UserError, match=message):
+        load_weights(small_model(SWIN, **settings), path)
+
+
+def test_stages_that_nothing_reads_may_be_in_the_file(tmp_path: Path, small_model: Make) -> None:
+    source = randomised(small_model())
+    state = {
+        name.removeprefix("backbone."): t for name, t in published_state_dict(source).items() if "backbone." in name
+    }
+    shallow = {
+        "MODEL__SEM_SEG_HEAD__IN_FEATURES": ("res2", "res3"),
+        "MODEL__MASK_FORMER__TRANSFORMER_IN_FEATURE": "res3",
+    }
+    model = small_model(**shallow)
+    report = load_weights(model, save(tmp_path / "R-18.pkl", state))
+    assert all(name.startswith(("res4", "res5")) for name in report.unexpected)
+    assert report.parts["backbone"][0] == report.parts["backbone"][1]
+    assert "in the file but not in the model" in report.summary()
+
+
+def test_a_file_of_something_else_is_refused(tmp_path: Path, small_model: Make) -> None:
+    path = save(tmp_path / "a.pkl", {"backbone.bottom_up.res2.weight": torch.zeros(1)})
+    with pytest.raises(UserError, match=r"holds nothing that fits this model, only names such as backbone\.bottom_up"):
+        load_weights(small_model(), path)
+
+
+def test_a_name_twice_is_refused(tmp_path: Path, small_model: Make) -> None:
+    state = published_state_dict(small_model())
+    state["sem_seg_head.layer_1.weight"] = state["sem_seg_head.pixel_decoder.layer_1.weight"]
+    with pytest.raises(UserError, match=r"network\.pixel_decoder\.output\.0\.conv\.weight twice, as"):
+        load_weights(small_model(), save(tmp_path / "a.pkl", state))
+
+
+def test_a_few_missing_names_are_reported(tmp_path: Path, small_model: Make) -> None:
+    state = published_state_dict(small_model())
+    del state["sem_seg_head.predictor.class_embed.bias"]
+    state["sem_seg_head.predictor.extra"] = torch.zeros(1)
+    report = load_weights(small_model(), save(tmp_path / "a.pkl", state))
+    assert report.missing == ["network.head.class_head.bias"]
+    assert report.unexpected == ["sem_seg_head.predictor.extra"]
+    assert "not in the file, stay as initialised: 1 (network.head.class_head.bias)" in report.summary()
+
+
+def test_values_that_are_not_finite_are_reported(tmp_path: Path, small_model: Make) -> None:
+    state = published_state_dict(small_model())
+    state["sem_seg_head.predictor.class_embed.bias"][0] = torch.nan
+    report = load_weights(small_model(), save(tmp_path / "a.pkl", state))
+    assert report.not_finite == ["network.head.class_head.bias"]
+    assert "WARNING" in report.summary()
+
+
+def test_half_precision_files_fill_float32_models(tmp_path: Path, small_model: Make) -> None:
+    state = {name: tensor.half() for name, tensor in published_state_dict(small_model()).items()}
+    safetensors.torch.save_file(state, tmp_path / "a.safetensors")
+    model = small_model()
+    load_weights(model, tmp_path / "a.safetensors", strict=True)
+    assert all(tensor.dtype == torch.float32 for tensor in model.parameters())
+
+
+def test_export_refuses_what_the_layout_has_no_names_for(tmp_path: Path, small_model: Make) -> None:
+    model = small_model(MODEL__BACKBONE__NAME="timm", MODEL__TIMM__NAME="mobilenetv3_small_050")
+    with pytest.raises(UserError, match="published layout has no name"):
+        export_published(model, tmp_path / "a.pkl")
+    with pytest.raises(UserError, match="names no weight format"):
+        export_published(model, tmp_path / "a.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_timm_backbones_come_back_through_own_checkpoints(tmp_path: Path, small_model: Make) -> None:
+    settings = {"MODEL__BACKBONE__NAME": "timm", "MODEL__TIMM__NAME": "mobilenetv3_small_050"}
+    source, model = randomised(small_model(**settings)), small_model(**settings)
+    load_weights(model, save_checkpoint(tmp_path, 0, model=source), strict=True)
+    assert equal(model, source)
+
+
+def test_no_object_weight_is_exported(small_model: Make) -> None:
+    weights = published_state_dict(small_model(MODEL__MASK_FORMER__NO_OBJECT_WEIGHT=0.25))["criterion.empty_weight"]
+    assert weights.tolist() == [1, 1, 1, 1, 1, 0.25]
