@@ -99,7 +99,7 @@ class InstanceEvaluator(DatasetEvaluator):
         return objects, (ids.shape[0], ids.shape[1])
 
     def finish(self) -> dict[str, float]:
-        """``AP``, ``AP50``, ``AP75``, ``APs``, ``APm``, ``APl``, ``AP-<name>``; NaN where the truth has no such object."""
+        """``AP``, ``AP50``, ``AP75``, ``APs``, ``APm``, ``APl``, ``AP-<name>``; NaN without such true objects."""
         if self._file is not None:
             self._file.commit()
         categories = [{"id": label, "name": self.class_names[label]} for label, t in enumerate(self.things) if t]

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,7 @@ def build_evaluators(cfg: Any, metadata: Any, output_dir: str | Path | None) -> 
     given = [task for task in wanted if cfg.MODEL.MASK_FORMER.TEST[SWITCHES[task]]]
     for task in wanted:
         if task not in given:
-            logger.warning(
-                "%s measures %s, but MODEL.MASK_FORMER.TEST.%s is off, so it is left out",
-                metadata.name,
-                task,
-                SWITCHES[task],
-            )
+            _say_left_out(metadata.name, task)
     if not given:
         needed = " or ".join(f"MODEL.MASK_FORMER.TEST.{SWITCHES[task]}" for task in wanted) or "another data set"
         raise UserError(f"nothing can be measured on {metadata.name} with this config; switch on {needed}")
@@ -61,6 +57,13 @@ def build_evaluators(cfg: Any, metadata: Any, output_dir: str | Path | None) -> 
     if cfg.TEST.PICTURES > 0 and folder is not None:
         evaluators.append(PictureSaver(folder / "pictures", cfg.TEST.PICTURES, metadata, cfg.INPUT.FORMAT))
     return evaluators
+
+
+@cache  # once a process, however often it is evaluated
+def _say_left_out(name: str, task: str) -> None:
+    logger.warning(
+        "%s measures %s, but MODEL.MASK_FORMER.TEST.%s is off, so it is left out", name, task, SWITCHES[task]
+    )
 
 
 def _build_evaluator(task: str, metadata: Any, folder: Path | None) -> DatasetEvaluator:

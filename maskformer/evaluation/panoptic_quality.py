@@ -160,7 +160,7 @@ class PanopticQuality:
     def compute(self) -> dict[str, float]:
         """``PQ``, ``SQ``, ``RQ``, the same of things (``_th``) and stuff (``_st``), with class names ``PQ-<name>``.
 
-        All × 100.         Means run over the categories that occur in truth or prediction; NaN where there is none.
+        All × 100. Means run over the categories that occur in truth or prediction; NaN where there is none.
         """
         qualities, present = self._qualities()
         things = np.array(list(self.categories.values()), dtype=bool)
