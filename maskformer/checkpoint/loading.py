@@ -89,7 +89,8 @@ def load_weights(model: nn.Module, path: str | Path, *, strict: bool = False) ->
     Args:
         model: a meta-architecture, its weights under ``network.``.
         path: path, ``https://`` URL or ``detectron2://X``.
-        strict: refuse a file that leaves anything of the model unfilled or has anything left over.
+        strict: refuse a file that leaves anything of the model as initialised, has anything left over or holds values
+            that are not finite: what evaluation and prediction want.
 
     Raises:
         UserError: the file cannot be read, does not belong to this model, or (`strict`) does not fill it completely.
@@ -101,14 +102,15 @@ def load_weights(model: nn.Module, path: str | Path, *, strict: bool = False) ->
     _check_parts(file, family, sources, targets, report)
     if different:
         raise UserError(_bad_shapes(file, different, sources, targets))
-    if strict and (report.missing or report.unexpected or report.reshaped):
-        raise UserError(_incomplete(report))
+    for name in report.loaded:
+        tensor = file.tensors[sources[name]]
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            report.not_finite.append(name)
+    if strict:
+        _refuse_incomplete(report)
     with torch.no_grad():
         for name in report.loaded:
-            tensor = file.tensors[sources[name]]
-            targets[name].copy_(tensor)
-            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-                report.not_finite.append(name)
+            targets[name].copy_(file.tensors[sources[name]])
     return report
 
 
@@ -240,14 +242,23 @@ def _bad_fit(file: WeightFile, part: str, filled: int, absent: list[str], extra:
     )
 
 
-def _incomplete(report: LoadingReport) -> str:
+def _refuse_incomplete(report: LoadingReport) -> None:
     problems = (
+        (
+            "the file has nothing for the",
+            [part for part, (filled, total) in report.parts.items() if total and not filled],
+        ),
         ("the file lacks", report.missing),
         ("the model lacks", report.unexpected),
         ("the number of classes differs in", list(report.reshaped)),
+        ("values are not finite in", report.not_finite),
     )
     reasons = " and ".join(f"{title} {_some(names)}" for title, names in problems if names)
-    return f"{report.path} does not fill this model completely, {reasons}: use the config that the file was made with"
+    if reasons:
+        raise UserError(
+            f"{report.path} does not fill this model completely, {reasons}: "
+            f"name weights that were trained with this config"
+        )
 
 
 def _some(names: list[str]) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,14 @@ SMALL = {
     "MODEL.SWIN.DEPTHS": (2, 2, 2, 2),
     "MODEL.SWIN.NUM_HEADS": (1, 2, 2, 4),
 }
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_and_no_leftovers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """These tests write gigabytes, which need not survive a power failure, nor the test."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    yield
+    shutil.rmtree(tmp_path, ignore_errors=True)
 
 
 def make_model(config: str, **settings: Any) -> nn.Module:
