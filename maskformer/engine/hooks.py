@@ -65,8 +65,10 @@ class MetricsHook(Hook):
 
 
 def learning_rates(trainer: Trainer) -> dict[str, float]:
-    """The rates of the step just done: ``lr``, as in Detectron2 that of the group with most tensors, and where they differ
-    each group's as ``lr/<name>``.
+    """The rates of the step just done.
+
+    Returns:
+        ``lr``, as in Detectron2 that of the largest group, and where they differ each group's as ``lr/<name>``.
     """
     groups = trainer.optimizer.param_groups
     largest = max(range(len(groups)), key=lambda i: len(groups[i]["params"]))

@@ -221,7 +221,7 @@ def evaluate_only(cfg: Any, resumption: Resumption | None) -> None:
     """
     if resumption is None and not cfg.MODEL.WEIGHTS:
         raise UserError(
-            "--eval-only needs weights, but MODEL.WEIGHTS is empty; set it to a weight file, or add --resume to evaluate "
+            "--eval-only needs weights but MODEL.WEIGHTS is empty; set it to a weight file, or add --resume for "
             "the newest checkpoint in OUTPUT_DIR"
         )
     if not cfg.DATASETS.TEST:
