@@ -106,7 +106,7 @@ def datasets_root() -> Path:
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """The known names most like `name`, as the end of a sentence."""
     names = list(known)
-    close = difflib.get_close_matches(name, names, n=count, cutoff=0.5)
+    close = difflib.get_close_matches(name, names, n=count, cutoff=0.6)
     if close:
         return "did you mean " + " or ".join(repr(n) for n in close) + "?"
     return "known are " + ", ".join(sorted(names)) if names else "none is known"

@@ -22,9 +22,14 @@ from maskformer.errors import UserError
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2"})
 IMAGE_FORMATS = ("RGB", "BGR")
 
-_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+# What PIL raises on damaged files, all of it from calls on the file alone.
+_DECODING_ERRORS = (
+    *(OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, OverflowError),
+    *(struct.error, Image.DecompressionBombError),
+)
 _LABEL_MODES = frozenset({"1", "L", "P", "I", "I;16", "I;16B", "I;16L"})
 _ORIENTATION = 0x0112
+_PNG_EXIF = frozenset({"exif", "Raw profile type exif"})
 
 
 def _cannot_read(path: str | Path, field: str, why: object) -> UserError:
@@ -68,6 +73,8 @@ def image_size(path: str | Path, field: str = "file_name") -> tuple[int, int]:
         return shapes.SIZE, shapes.SIZE
     with _open(path, field) as image:
         width, height = image.size
+        if isinstance(image, PngImageFile) and not _PNG_EXIF & image.info.keys():
+            return height, width  # PIL would decode the whole file in search of more
         try:
             turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
         except _DECODING_ERRORS as error:
@@ -115,7 +122,7 @@ def read_label_map(path: str | Path, field: str = "sem_seg_file_name") -> np.nda
         (H, W) integer values as stored in the file (uint8, uint16 or int32).
 
     Raises:
-        UserError: if the file is missing, damaged, or has several channels.
+        UserError: if the file is missing, damaged, or has several channels, or is a JPEG.
     """
     if str(path).startswith(shapes.SCHEME):
         return shapes.read(str(path))
@@ -125,6 +132,8 @@ def read_label_map(path: str | Path, field: str = "sem_seg_file_name") -> np.nda
                 f"{field} {str(path)!r} has mode {opened.mode}, but a label map has one channel of whole numbers: "
                 "save class ids as 8- or 16-bit grey PNG"
             )
+        if opened.format == "JPEG":
+            raise UserError(f"{field} {str(path)!r} is a JPEG, which does not keep class ids exactly: save it as PNG")
         scale = _grey_scale(opened)
         labels = np.asarray(_load(opened, path, field))
     if labels.dtype == np.bool_:

