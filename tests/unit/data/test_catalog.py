@@ -73,7 +73,7 @@ def test_distinct_colors() -> None:
 
 
 def test_nearest() -> None:
-    assert nearest("clases", ["classes", "labels"]) == "did you mean 'classes'?"
+    assert nearest("clases", ["classes", "labels"]) == "did you mean 'classes' or 'labels'?"
     assert nearest("q", ["b", "a"]) == "known are a, b"
 
 

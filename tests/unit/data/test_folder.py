@@ -133,7 +133,7 @@ def test_ignore_label_beyond_255_classes(make_folder: Make) -> None:
 @pytest.mark.parametrize(
     ("yaml", "parts"),
     [
-        ("clases: [a]", ("unknown key 'clases'", "did you mean 'classes'?")),
+        ("clases: [a]", ("unknown key 'clases'", "did you mean 'classes'")),
         ("classes: [a", ("cannot be read", "line ")),
         ("classes: [a]\nclasses: [b]", ("line 2", "'classes' is given twice")),
         ("classes: [a]\nlabels: {0: a, 0: a}", ("'0' is given twice",)),
