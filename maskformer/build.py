@@ -31,8 +31,8 @@ def build_matcher(cfg: CfgNode) -> HungarianMatcher | FixedMatcher:
     queries, classes = settings.NUM_OBJECT_QUERIES, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     if queries != classes:
         raise UserError(
-            f"MODEL.MASK_FORMER.MATCHER 'fixed' needs one query per class, but MODEL.MASK_FORMER.NUM_OBJECT_QUERIES is {queries} "
-            f"and MODEL.SEM_SEG_HEAD.NUM_CLASSES is {classes}; make them equal"
+            "MODEL.MASK_FORMER.MATCHER 'fixed' needs one query per class, but MODEL.MASK_FORMER.NUM_OBJECT_QUERIES "
+            f"is {queries} and MODEL.SEM_SEG_HEAD.NUM_CLASSES is {classes}; make them equal"
         )
     return FixedMatcher()
 
@@ -78,7 +78,8 @@ def build_model(cfg: CfgNode, metadata: Metadata | None = None) -> MaskFormer | 
 
     Args:
         cfg: see `maskformer.get_cfg`.
-        metadata: of the data set; None takes the catalog's, by ``cfg.DATASETS.TRAIN[0]`` (class tables, no images needed).
+        metadata: of the data set; None takes the catalog's, by ``cfg.DATASETS.TRAIN[0]`` (class tables, no images
+            needed).
 
     Raises:
         UserError: if the config or the data set cannot make a model.
@@ -86,9 +87,10 @@ def build_model(cfg: CfgNode, metadata: Metadata | None = None) -> MaskFormer | 
     things = thing_flags(cfg, metadata)
     classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     if things and len(things) != classes:
+        name = cfg.DATASETS.TRAIN[0] if metadata is None else metadata.name
         raise UserError(
-            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {classes}, but {cfg.DATASETS.TRAIN[0] if metadata is None else metadata.name} "
-            f"has {len(things)} classes; set the key to {len(things)}"
+            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {classes}, but {name} has {len(things)} classes; "
+            f"set the key to {len(things)}"
         )
     network = build_network(cfg)
     test = cfg.MODEL.MASK_FORMER.TEST
@@ -148,5 +150,3 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     """Number of trained and of frozen parameters (buffers such as frozen batch norm are neither)."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return trained, sum(p.numel() for p in model.parameters()) - trained
-
-

@@ -25,7 +25,7 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
-            raise UserError(f"MODEL.DEVICE is {name!r}, but this machine has {count} usable CUDA devices; use auto or cpu")
+            raise UserError(f"MODEL.DEVICE is {name!r}, but there are {count} usable CUDA devices; use auto or cpu")
     elif device.type == "mps":
         if not torch.backends.mps.is_available():
             raise UserError("MODEL.DEVICE is 'mps', but this machine has no usable Metal device; use auto or cpu")

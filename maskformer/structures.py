@@ -128,11 +128,9 @@ class SegmentMap:
         planes: list[Tensor] = []
         plane_of = torch.zeros(count, dtype=torch.int64)
         for i, mask in enumerate(masks):
-            for p, plane in enumerate(planes):
-                if not (plane[mask] != UNSUPERVISED).any():
-                    break
-            else:
-                p = len(planes)
+            free = (p for p, plane in enumerate(planes) if bool((plane[mask] == UNSUPERVISED).all()))
+            p = next(free, len(planes))
+            if p == len(planes):
                 planes.append(torch.full((height, width), UNSUPERVISED, dtype=torch.int16))
             planes[p][mask] = i
             plane_of[i] = p

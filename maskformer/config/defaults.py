@@ -82,7 +82,7 @@ MASK_FORMER: dict[str, Any] = {
 }
 
 MODEL: dict[str, Any] = {
-    "DEVICE": "auto",  # "auto" (CUDA, else MPS, else CPU), "cpu", "cuda", "cuda:N", "mps". Published, "auto" is ours.
+    "DEVICE": "auto",  # "auto" (CUDA where there is one, else the CPU), "cpu", "cuda", "cuda:N", "mps". Published, "auto" is ours.
     "WEIGHTS": "",  # file or URL to start from, "" for random weights. Published.
     "META_ARCHITECTURE": "MaskFormer",  # "MaskFormer", "SemanticSegmentor" (per-pixel baselines). Published.
     "CHANNELS_LAST": True,  # convolutions in channels-last memory; same numbers but for rounding. Ours.

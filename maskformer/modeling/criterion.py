@@ -1,4 +1,4 @@
-"""The training objectives: mask classification (matching, class and mask losses over all layers) and per-pixel cross-entropy."""
+"""The training objectives: mask classification (matching, losses of all layers) and per-pixel cross-entropy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Matcher = Callable[[MaskPredictions, Sequence[SegmentMap]], list[list[Match]]]
 
 
 class LossNormalizers(NamedTuple):
-    """What the losses of a step are divided by; added up over everything that makes up the step before the forward pass.
+    """What the losses of a step are divided by, added up over the whole step before its forward pass.
 
     Attributes:
         segments: number of ground-truth segments, unmatched ones included.
@@ -50,7 +50,8 @@ class MaskCriterion(nn.Module):
         no_object_weight: weight of *no object* in the cross-entropy.
         mask_weight: weight of the focal loss.
         dice_weight: weight of the dice loss.
-        normalizer: "global" divides the class loss by the weights of the whole step, "rank" by those of this call, as published.
+        normalizer: "global" divides the class loss by the weights of the whole step, "rank" by those of this call, as
+            published.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class MaskCriterion(nn.Module):
         self.register_buffer("class_weights", weight, persistent=False)
 
     def loss_normalizers(self, segments: Sequence[SegmentMap]) -> LossNormalizers:
-        """What a batch with these segments contributes; needs no predictions, since matching pairs min(M, Q) queries."""
+        """What these segments contribute; needs no predictions, since matching always pairs min(M, Q) queries."""
         matched = sum(min(len(image), self.num_queries) for image in segments)
         unmatched = len(segments) * self.num_queries - matched
         return LossNormalizers(
@@ -97,7 +98,8 @@ class MaskCriterion(nn.Module):
             normalizers: of the whole step; None means that this call is the whole step.
 
         Returns:
-            ``loss_ce``, ``loss_mask``, ``loss_dice`` of the last layer, with ``_0 … _{L-2}`` of the earlier ones: float32 scalars.
+            ``loss_ce``, ``loss_mask``, ``loss_dice`` of the last layer, with ``_0 … _{L-2}`` of the earlier ones:
+            float32 scalars.
         """
         own = self.loss_normalizers(segments)
         whole = own if normalizers is None else normalizers
@@ -198,8 +200,8 @@ class PixelCriterion(nn.Module):
         layers, _, _, height, width = predictions.logits.shape
         if (height * self.stride, width * self.stride) != tuple(truth.shape[-2:]):
             raise UserError(
-                f"per-pixel models train on sizes divisible by {self.stride}, not on {truth.shape[-2]}x{truth.shape[-1]}; "
-                "set INPUT.CROP.SIZE and INPUT.SIZE_DIVISIBILITY to multiples of it"
+                f"per-pixel models train on sizes divisible by {self.stride}, not on {truth.shape[-2]}x"
+                f"{truth.shape[-1]}; set INPUT.CROP.SIZE and INPUT.SIZE_DIVISIBILITY to multiples of it"
             )
         pixels = (self.loss_normalizers(segments) if normalizers is None else normalizers).pixels
         losses = {}

@@ -50,9 +50,9 @@ def panoptic_segments(
 ) -> PanopticResult:
     """Non-overlapping segments of one image.
 
-    Queries whose most likely class is not *no object* and more probable than `object_mask_threshold` compete for each pixel by
-    class probability × mask probability; a query that keeps less than `overlap_threshold` of its own mask is dropped; stuff of
-    one class becomes one segment.
+    Queries whose most likely class is not *no object* and more probable than `object_mask_threshold` compete for each
+    pixel by class probability × mask probability; a query that keeps less than `overlap_threshold` of its own mask is
+    dropped; stuff of one class becomes one segment.
 
     Args:
         class_logits: (Q, K+1).
@@ -98,8 +98,8 @@ def panoptic_segments(
 def instances(class_logits: Tensor, mask_logits: Tensor, things: Sequence[bool]) -> dict[str, Tensor]:
     """Scored, possibly overlapping masks of countable objects: one per query whose mask is not empty.
 
-    A query's class is its most likely countable one; its score is that class's probability times the mean mask probability
-    inside the mask (mask probability ≥ ½).
+    A query's class is its most likely countable one; its score is that class's probability times the mean mask
+    probability inside the mask (mask probability ≥ ½).
 
     Args:
         class_logits: (Q, K+1).
@@ -123,7 +123,7 @@ def instances(class_logits: Tensor, mask_logits: Tensor, things: Sequence[bool])
 
 
 def connected_components(labels: Tensor, things: Sequence[bool]) -> PanopticResult:
-    """What a per-pixel model can say about objects: each 4-connected region of a countable class is one, stuff is one per class.
+    """What a per-pixel model can say about objects: each 4-connected region of a countable class is one of them.
 
     Args:
         labels: (H, W) int64 contiguous classes.

@@ -1,8 +1,9 @@
-"""Mask losses: binary focal and soft dice, exact and memory-lean, over matched pairs and over all (query, segment) pairs.
+"""Binary focal and soft dice loss, exact and memory-lean: of matched pairs, and as costs of all pairs.
 
-`matched_mask_losses` equals `reference_losses.upsampled_mask_losses` in value and gradient. It walks over the masks in chunks that fit
-the processor's cache: a chunk is upsampled, compared with the id map, summed, differentiated in closed form and reduced to a
-gradient at the resolution of the prediction, before the next one begins. No full-size mask survives its chunk.
+`matched_mask_losses` equals `reference_losses.upsampled_mask_losses` in value and gradient. It walks over the masks
+in chunks that fit the processor's cache: a chunk is upsampled, compared with the id map, summed, differentiated in
+closed form and reduced to a gradient at the resolution of the prediction, before the next one begins. No full-size
+mask survives its chunk.
 
 With z = (1 - 2t)·x, q = sigmoid(z) is the probability of the wrong answer, and
 focal = α_t·q²·softplus(z), d focal/dx = (1 - 2t)·α_t·q²·(2(1 - q)·softplus(z) + q);
@@ -20,7 +21,7 @@ from torch import Tensor
 FOCAL_ALPHA = 0.25
 FOCAL_GAMMA = 2.0
 # Full-size pixels handled at once; about ten float32 arrays of this length are alive.
-CHUNK_PIXELS = 1 << 18
+CHUNK_PIXELS = 1 << 19
 
 
 def pairwise_focal_cost(logits: Tensor, targets: Tensor) -> Tensor:
@@ -129,4 +130,5 @@ def matched_mask_losses(logits: Tensor, ids: Tensor, maps: Tensor, segments: Ten
         return empty, empty
     exact = logits if logits.dtype == torch.float64 else logits.float()
     need_gradient = torch.is_grad_enabled() and logits.requires_grad
-    return _MatchedMaskLosses.apply(exact, ids, maps, segments.to(ids.dtype), need_gradient)  # type: ignore[no-any-return]
+    focal, dice = _MatchedMaskLosses.apply(exact, ids, maps, segments.to(ids.dtype), need_gradient)
+    return focal, dice

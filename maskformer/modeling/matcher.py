@@ -1,7 +1,7 @@
 """Which query explains which ground-truth segment: bipartite (Hungarian) and fixed matching.
 
-Both are called as ``matcher(predictions, segments)`` and return ``matches[layer][image]`` = (queries, segments), two int64 CPU
-tensors of equal length, queries ascending.
+Both are called as ``matcher(predictions, segments)`` and return ``matches[layer][image]`` = (queries, segments), two
+int64 CPU tensors of equal length, queries ascending.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from maskformer.modeling.losses import pairwise_dice_cost, pairwise_focal_cost
 from maskformer.structures import MaskPredictions, SegmentMap
 
 Match = tuple[Tensor, Tensor]
-# Stands in for costs that are not finite, so that one bad query does not stop the assignment of the others; the loss itself
-# stays non-finite and is reported by the training loop.
+# Stands in for costs that are not finite, so that one bad query does not stop the assignment of the others; the loss
+# itself stays non-finite and is reported by the training loop.
 HUGE_COST = 1e6
 
 
@@ -27,8 +27,8 @@ class HungarianMatcher:
     """Optimal one-to-one assignment per image and layer (paper, section 3.2).
 
     The cost of query q for segment s is ``class_weight · (-softmax(class)[label_s]) + mask_weight · focal +
-    dice_weight · dice``, at the size of the predicted masks with the ground truth resampled to it by nearest. With more segments
-    than queries, as many segments as there are queries are matched.
+    dice_weight · dice``, at the size of the predicted masks with the ground truth resampled to it by nearest. With
+    more segments than queries, as many segments as there are queries are matched.
 
     Args:
         class_weight: weight of the class probability.
@@ -92,7 +92,7 @@ def _assign(cost: np.ndarray) -> Match:
 
 
 class FixedMatcher:
-    """Query i always explains class i (the paper's MaskFormer-fixed ablation, section 4.3): needs Q = K and semantic segments."""
+    """Query i always explains class i: the paper's MaskFormer-fixed (section 4.3), for semantic segments and Q = K."""
 
     def __call__(self, predictions: MaskPredictions, segments: Sequence[SegmentMap]) -> list[list[Match]]:
         """Match all layers and images, as `HungarianMatcher` does.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from maskformer.modeling import inference
 from maskformer.modeling.criterion import LossNormalizers, MaskCriterion, PixelCriterion
-from maskformer.structures import MaskPredictions, PixelPredictions, SegmentMap
+from maskformer.structures import MaskPredictions, PixelPredictions
 
 Sample = Mapping[str, Any]
 Result = dict[str, Any]
@@ -119,17 +119,18 @@ class _MetaArchitecture(nn.Module):
             semantic: "scores" returns ``sem_seg`` (K, H, W), "labels" ``sem_seg_labels`` (H, W) int64 instead.
 
         Returns:
-            Per image a dict with the semantic result, ``panoptic_seg`` and ``instances`` as far as they are switched on.
+            Per image a dict with the semantic result, ``panoptic_seg`` and ``instances``, as far as switched on.
         """
         if semantic not in ("scores", "labels"):
             raise ValueError(f"semantic must be 'scores' or 'labels', not {semantic!r}")
         images = self.image_batch(samples)
         predictions = self.network(images)
+        padded_size = (images.shape[2], images.shape[3])
         results = []
         for b, sample in enumerate(samples):
             image_size = (sample["image"].shape[1], sample["image"].shape[2])
             output_size = (int(sample.get("height", image_size[0])), int(sample.get("width", image_size[1])))
-            result = self.image_result(predictions, b, tuple(images.shape[-2:]), image_size, output_size)
+            result = self.image_result(predictions, b, padded_size, image_size, output_size)
             if "sem_seg" in result and semantic == "labels":
                 result["sem_seg_labels"] = result.pop("sem_seg").argmax(0)
             results.append(result)
@@ -153,7 +154,8 @@ class MaskFormer(_MetaArchitecture):
     Args:
         object_mask_threshold: class probability above which a query may become a panoptic segment.
         overlap_threshold: share of its mask that a panoptic segment must keep.
-        resize_before_inference: crop and resize mask logits before they become semantic scores (always so in panoptic mode).
+        resize_before_inference: crop and resize mask logits before they become semantic scores; always so in panoptic
+            mode.
         **common: of every meta-architecture.
     """
 
@@ -203,7 +205,7 @@ class MaskFormer(_MetaArchitecture):
 
 
 class SemanticSegmentor(_MetaArchitecture):
-    """Per-pixel classification, the baseline. Its panoptic result takes each connected region of a countable class for an object."""
+    """Per-pixel classification, the baseline; for its panoptic result each connected region of a thing is one."""
 
     def image_result(
         self,

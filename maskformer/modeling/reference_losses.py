@@ -1,7 +1,7 @@
 """Focal and dice loss of matched masks, transcribed straightforwardly from the formulas: the oracle of `losses`.
 
-Focal loss: Lin et al. 2017; dice: Milletari et al. 2016; their use: paper, section 3.3. Every faster version has to equal these, in
-value and gradient; training does not use them, since they keep several full-size copies of every mask.
+Focal loss: Lin et al. 2017; dice: Milletari et al. 2016; their use: paper, section 3.3. Every faster version has to
+equal these, in value and gradient; training does not use them, since they keep several full-size copies of every mask.
 """
 
 from __future__ import annotations

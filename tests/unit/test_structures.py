@@ -82,5 +82,5 @@ def test_select_renumbers() -> None:
     ],
 )
 def test_wrong_shapes_are_refused(arguments: tuple[torch.Tensor, ...]) -> None:
-    with pytest.raises(ValueError, match="must be|needed"):
+    with pytest.raises(ValueError, match=r"must be|needed"):
         SegmentMap(*arguments)

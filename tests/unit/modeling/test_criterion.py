@@ -37,7 +37,8 @@ def make_criterion(num_classes: int = 10, num_queries: int = 20, **changes: obje
 
 def golden_inputs(golden: dict[str, np.ndarray]) -> tuple[MaskPredictions, list[SegmentMap]]:
     predictions = MaskPredictions(
-        torch.from_numpy(golden["pred_logits"]).requires_grad_(), torch.from_numpy(golden["pred_masks"]).requires_grad_()
+        torch.from_numpy(golden["pred_logits"]).requires_grad_(),
+        torch.from_numpy(golden["pred_masks"]).requires_grad_(),
     )
     return predictions, [SegmentMap.from_label_map(torch.from_numpy(m), 255) for m in golden["label_maps"]]
 
@@ -97,7 +98,8 @@ def random_case(segment_counts: list[int], queries: int, seed: int = 0) -> tuple
     generator = torch.Generator().manual_seed(seed)
     batch = len(segment_counts)
     predictions = MaskPredictions(
-        torch.randn(2, batch, queries, 6, generator=generator), torch.randn(2, batch, queries, 8, 8, generator=generator)
+        torch.randn(2, batch, queries, 6, generator=generator),
+        torch.randn(2, batch, queries, 8, 8, generator=generator),
     )
     segments = []
     for count in segment_counts:

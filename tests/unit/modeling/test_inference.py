@@ -19,7 +19,9 @@ def golden() -> dict[str, np.ndarray]:
 
 
 def test_golden_semantic_scores(golden: dict[str, np.ndarray]) -> None:
-    scores = inference.semantic_scores(torch.from_numpy(golden["class_logits"]), torch.from_numpy(golden["mask_logits"]))
+    scores = inference.semantic_scores(
+        torch.from_numpy(golden["class_logits"]), torch.from_numpy(golden["mask_logits"])
+    )
     assert np.abs(scores.numpy() - golden["semantic"]).max() / np.abs(golden["semantic"]).max() <= 1e-5
 
 
@@ -56,7 +58,11 @@ def test_stuff_of_one_class_merges_and_things_do_not() -> None:
     masks = mask_logits("##......", "..##....", "....##..", "......##")
     ids, segments = inference.panoptic_segments(class_logits(1, 1, 0, 0), masks, [True, False, False], **THRESHOLDS)
     assert ids[0].tolist() == [1, 1, 1, 1, 2, 2, 3, 3]
-    assert [(s["category_id"], s["isthing"], s["area"]) for s in segments] == [(1, False, 4), (0, True, 2), (0, True, 2)]
+    assert [(s["category_id"], s["isthing"], s["area"]) for s in segments] == [
+        (1, False, 4),
+        (0, True, 2),
+        (0, True, 2),
+    ]
 
 
 def test_no_object_and_hidden_queries_leave_no_segment() -> None:
