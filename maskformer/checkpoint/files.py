@@ -30,6 +30,7 @@ _LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 _FIRST_BYTES_OF_TEXT_PICKLES = (b"(", b"}", b"c")
 _WANTED_GLOBAL = re.compile(r"GLOBAL (\w[\w.]*\.\w+)")
 _STATE_KEYS = ("model", "state_dict")
+_ABOUT = ("__author__", "matching_heuristics")
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,10 @@ def read_weight_file(path: Path) -> WeightFile:
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__} instead of named tensors: it is no weight file")
     state = next((content[key] for key in _STATE_KEYS if isinstance(content.get(key), Mapping)), content)
-    tensors = {str(name): _tensor(value, str(name), path) for name, value in state.items() if name not in _ABOUT}
+    tensors = {_name(name, path): _tensor(value, name, path) for name, value in state.items() if name not in _ABOUT}
     if not tensors:
         raise UserError(f"{path} holds no tensors: name a file with weights")
     return WeightFile(path, _without_prefix(tensors, "module."), bool(content.get("matching_heuristics", False)))
-
-
-_ABOUT = ("__author__", "matching_heuristics")
 
 
 def recognise(path: Path) -> str:
@@ -114,7 +112,7 @@ def _read_pickle(path: Path) -> Any:
         return load_pickle(path)
     except RefusedError as refusal:
         raise UserError(
-            f"{path} asks for {refusal}, but weights need only arrays of numbers and plain containers: "
+            f"{path} asks for {_first_line(refusal)}, but weights need only arrays of numbers and plain containers: "
             f"do not trust this file, or have its source save numpy arrays or safetensors"
         ) from refusal
     except Exception as error:  # a damaged pickle can raise almost anything, and all of it means the same
@@ -155,6 +153,13 @@ def read_torch_file(path: Path, *, mapped: bool = False) -> Any:
         raise UserError(f"{path} is damaged or cut short ({_first_line(error)}): download or copy it again") from error
 
 
+def _name(name: Any, path: Path) -> str:
+    """A name as it may stand in a message: what a file says must not reach a terminal unseen."""
+    if not isinstance(name, str) or not name.isprintable():
+        raise UserError(f"{path} is damaged, it names a tensor {name!a:.60}: download or copy it again")
+    return name
+
+
 def _tensor(value: Any, name: str, path: Path) -> Tensor:
     if isinstance(value, Tensor):
         return value
@@ -180,7 +185,8 @@ def _without_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor
 
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".:")[:200] if lines else type(error).__name__
+    text = lines[0].rstrip(".:")[:200] if lines else type(error).__name__
+    return text if text.isprintable() else ascii(text)
 
 
 @contextmanager

@@ -76,6 +76,8 @@ def test_a_damaged_byte_in_a_zip_directory_is_refused(tmp_path: Path) -> None:
         (pickle.dumps([1, 2]), "holds a list"),
         (pickle.dumps({}), "holds no tensors"),
         (pickle.dumps({"model": {"w": "text"}}), "the entry w is a str"),
+        (pickle.dumps({"model": {3: np.ones(1)}}), "names a tensor 3"),
+        (pickle.dumps({"model": {"\x1b[2J\n": np.ones(1)}}), r"names a tensor '\\x1b\[2J\\n'"),
     ],
 )
 def test_other_files_are_refused_with_the_reason(tmp_path: Path, content: bytes, reason: str) -> None:
