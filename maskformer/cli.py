@@ -67,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: maskformer has no command {name!r}; {remedy}", file=sys.stderr)  # noqa: T201
         return 2
     command = COMMANDS[name]
+    sys.argv[0] = f"maskformer {name}"  # what the command's own help and errors call it
     result: int = import_module(command.module).main([*command.arguments, *rest])
     return result
 

@@ -86,13 +86,15 @@ def run(arguments: argparse.Namespace) -> None:
         UserError: for every mistake in config, data or weights.
     """
     check_device_arguments(arguments)
-    # Here, so that a mistake in the arguments, and --help, need not wait for PyTorch.
+    # Here, so that --help and a mistake in arguments or config need not wait for PyTorch.
     from maskformer.config import dump, get_cfg
+
+    cfg: Any = get_cfg(arguments.config_file, arguments.opts)
+
     from maskformer.engine.device import choose_device, seed_everything
     from maskformer.engine.startup import logging_to
     from maskformer.engine.training import evaluate_only, find_resumption, train
 
-    cfg: Any = get_cfg(arguments.config_file, arguments.opts)
     device = choose_device(cfg.MODEL.DEVICE, arguments.num_gpus)
     folder = Path(cfg.OUTPUT_DIR)
     with logging_to(folder):

@@ -72,8 +72,8 @@ def parameter_rules(
 def parameter_groups(rules: Iterator[ParameterRule]) -> list[dict[str, Any]]:
     """Optimizer groups, one per (lr, weight decay), in order of first appearance.
 
-    Besides the optimizer's own keys a group has ``group_name`` (for the log) and ``param_names`` (so that a resumed run
-    finds each parameter's state by name, whatever the grouping of its config is).
+    Parameters are given with their names, which the optimizer keeps as ``param_names``, so that a resumed run finds each
+    parameter's state by name, whatever the grouping of its config is; ``group_name`` is for the log.
     """
     merged: dict[tuple[float, float], list[ParameterRule]] = {}
     for rule in rules:
@@ -83,8 +83,7 @@ def parameter_groups(rules: Iterator[ParameterRule]) -> list[dict[str, Any]]:
         regions = "+".join(dict.fromkeys(member.region for member in members))
         groups.append(
             {
-                "params": [member.parameter for member in members],
-                "param_names": [member.name for member in members],
+                "params": [(member.name, member.parameter) for member in members],
                 "group_name": f"{regions}, decay {decay:g}",
                 "lr": lr,
                 "weight_decay": decay,

@@ -103,29 +103,35 @@ def assert_same(one: Any, other: Any) -> None:
         assert one == other
 
 
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Output of a run of 40 iterations that was never stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "tiny.yaml").write_text(TINY)
+    assert run(folder / "tiny.yaml", folder / "out") == 0
+    return folder / "out"
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_stopped_and_resumed_run_is_bit_identical(
-    workers: int, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workers: int, config: Path, tmp_path: Path, whole_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = ["DATALOADER.NUM_WORKERS", workers]
-    assert run(config, tmp_path / "whole", *keys) == 0
     with monkeypatch.context() as patch:
-        stop_after(patch, 25)  # five steps beyond the checkpoint, which are lost
+        stop_after(patch, 22)  # two steps beyond the checkpoint, which are lost
         with pytest.raises(Stopped):
-            run(config, tmp_path / "parts", *keys)
-    assert not (tmp_path / "parts" / "model_final.pth").exists()
-    assert run(config, tmp_path / "parts", "--resume", *keys) == 0
+            run(config, tmp_path / "out", *keys)
+    assert not (tmp_path / "out" / "model_final.pth").exists()
+    assert run(config, tmp_path / "out", "--resume", *keys) == 0
 
-    whole, parts = (checkpoint(tmp_path / name / "model_final.pth") for name in ("whole", "parts"))
+    whole, parts = (checkpoint(folder / "model_final.pth") for folder in (whole_run, tmp_path / "out"))
     for part in ("model", "optimizer", "rng", "position", "iteration", "metadata"):
         assert_same(whole[part], parts[part])
     assert whole["scheduler"]["last_epoch"] == parts["scheduler"]["last_epoch"] == 40
-    assert whole["iteration"] == 39
-    assert whole["position"] == 80
-    start = checkpoint(tmp_path / "whole" / "model_0000019.pth")
-    assert not torch.equal(
-        start["model"]["network.head.class_head.weight"], whole["model"]["network.head.class_head.weight"]
-    )
+    assert (whole["iteration"], whole["position"]) == (39, 80)
+    halfway = checkpoint(whole_run / "model_0000019.pth")
+    layer = "network.head.class_head.weight"
+    assert not torch.equal(halfway["model"][layer], whole["model"][layer])
 
 
 @pytest.fixture

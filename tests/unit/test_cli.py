@@ -37,9 +37,11 @@ def test_arguments_reach_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("fake_main")
     module.main = lambda argv: seen.extend(argv) or 7  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "fake_main", module)
+    monkeypatch.setattr(sys, "argv", ["maskformer"])
     monkeypatch.setitem(cli.COMMANDS, "eval", cli.COMMANDS["eval"]._replace(module="fake_main"))
     assert cli.main(["eval", "--config-file", "x.yaml", "SEED", "1"]) == 7
     assert seen == ["--eval-only", "--config-file", "x.yaml", "SEED", "1"]
+    assert sys.argv[0] == "maskformer eval"
 
 
 def test_help_does_not_load_torch() -> None:

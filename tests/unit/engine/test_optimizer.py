@@ -161,3 +161,22 @@ def test_state_of_something_else_is_refused() -> None:
         load_optimizer_state(build_optimizer(config(OPTIMIZER="SGD"), model), adamw.state_dict())
     with pytest.raises(UserError, match="different parameters"):
         load_optimizer_state(build_optimizer(config(), Tiny().head), adamw.state_dict())
+
+
+@pytest.mark.parametrize("name", ["ADAMW", "SGD"])
+def test_fused_steps_are_right_in_channels_last_memory(name: str) -> None:
+    """The fused kernels walk through memory, so parameter, gradient and moments must be laid out alike."""
+    model = nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)
+    plain = nn.Conv2d(4, 6, 3)
+    plain.load_state_dict(model.state_dict())
+    fused = build_optimizer(config(OPTIMIZER=name), model)
+    kinds: dict[str, type[torch.optim.Optimizer]] = {"ADAMW": torch.optim.AdamW, "SGD": torch.optim.SGD}
+    settings = {"momentum": 0.9} if name == "SGD" else {}
+    reference = kinds[name](plain.parameters(), lr=1e-3, weight_decay=0.05, foreach=False, fused=False, **settings)
+    for _ in range(3):
+        images = torch.randn(2, 4, 8, 8)
+        for module, optimizer in ((model, fused), (plain, reference)):
+            optimizer.zero_grad()
+            module(images).square().sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(model.weight, plain.weight)
