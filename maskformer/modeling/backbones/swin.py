@@ -150,13 +150,13 @@ class SwinBlock(nn.Module):
 
     def _attend(self, x: Tensor, region_bias: Tensor) -> Tensor:
         height, width = x.shape[1:3]
+        rows, columns = _ceil_div(height, self.window), _ceil_div(width, self.window)
         # Padded after the norm: pads enter as zeros and are attended to like other tokens.
-        x = F.pad(x, (0, 0, 0, -width % self.window, 0, -height % self.window))
-        padded_height, padded_width = x.shape[1:3]
+        x = F.pad(x, (0, 0, 0, columns * self.window - width, 0, rows * self.window - height))
         if self.shift:
             x = torch.roll(x, (-self.shift, -self.shift), (1, 2))
-        x = self.attn(_cut_windows(x, self.window), region_bias if self.shift else None)
-        x = _join_windows(x, self.window, padded_height, padded_width)
+        x = self.attn(_cut_windows(x, rows, columns, self.window), region_bias if self.shift else None)
+        x = _join_windows(x, rows, columns, self.window)
         if self.shift:
             x = torch.roll(x, (self.shift, self.shift), (1, 2))
         return x[:, :height, :width]
@@ -176,9 +176,12 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) → (B, ⌈H/2⌉, ⌈W/2⌉, 2C)."""
-        x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
-        corners = (x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2])
-        return self.reduction(self.norm(torch.cat(corners, dim=-1)))
+        batch, height, width, channels = x.shape
+        rows, columns = _ceil_div(height, 2), _ceil_div(width, 2)
+        x = F.pad(x, (0, 0, 0, 2 * columns - width, 0, 2 * rows - height))
+        # The column of a corner counts before its row: (0, 0), (1, 0), (0, 1), (1, 1).
+        x = x.reshape(batch, rows, 2, columns, 2, channels).permute(0, 1, 3, 4, 2, 5)
+        return self.reduction(self.norm(x.flatten(3)))
 
 
 class SwinStage(nn.Module):
@@ -231,7 +234,8 @@ class PatchEmbedding(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) → (B, ⌈H/patch⌉, ⌈W/patch⌉, C)."""
         height, width = images.shape[-2:]
-        images = F.pad(images, (0, -width % self.patch_size, 0, -height % self.patch_size))
+        rows, columns = _ceil_div(height, self.patch_size), _ceil_div(width, self.patch_size)
+        images = F.pad(images, (0, columns * self.patch_size - width, 0, rows * self.patch_size - height))
         x = self.proj(images).permute(0, 2, 3, 1)
         return x if self.norm is None else self.norm(x)
 
@@ -348,23 +352,30 @@ def _region_bias(height: int, width: int, window: int, shift: int, device: torch
     A shifted map is cut, at `window` and at `shift` from its padded end, into regions that were neighbours before.
     The bias is large but finite, as published, so that a window's scores stay comparable.
     """
+    rows, columns = _ceil_div(height, window), _ceil_div(width, window)
     regions = []
-    for side in (height, width):
-        side += -side % window
-        token = torch.arange(side, device=device)
-        regions.append((token >= side - window).float() + (token >= side - shift).float())
+    for count in (rows, columns):
+        from_end = count * window - torch.arange(count * window, device=device)
+        regions.append((from_end <= window).float() + (from_end <= shift).float())
     region = 3 * regions[0][:, None] + regions[1]
-    windows = _cut_windows(region[None, :, :, None], window)[0, :, :, 0]
+    windows = _cut_windows(region[None, :, :, None], rows, columns, window)[0, :, :, 0]
     return (windows[:, :, None] != windows[:, None, :]).float() * OTHER_REGION
 
 
-def _cut_windows(x: Tensor, window: int) -> Tensor:
-    """(B, H, W, C), sides multiples of the window → (B, windows, N, C)."""
-    x = x.unflatten(2, (-1, window)).unflatten(1, (-1, window))
-    return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+def _cut_windows(x: Tensor, rows: int, columns: int, window: int) -> Tensor:
+    """(B, rows·w, columns·w, C) → (B, rows·columns, N, C)."""
+    batch, channels = x.shape[0], x.shape[-1]
+    x = x.reshape(batch, rows, window, columns, window, channels).transpose(2, 3)
+    return x.reshape(batch, rows * columns, window * window, channels)
 
 
-def _join_windows(x: Tensor, window: int, height: int, width: int) -> Tensor:
-    """(B, windows, N, C) → (B, H, W, C)."""
-    x = x.unflatten(2, (window, window)).unflatten(1, (height // window, width // window))
-    return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+def _join_windows(x: Tensor, rows: int, columns: int, window: int) -> Tensor:
+    """(B, rows·columns, N, C) → (B, rows·w, columns·w, C)."""
+    batch, channels = x.shape[0], x.shape[-1]
+    x = x.reshape(batch, rows, columns, window, window, channels).transpose(2, 3)
+    return x.reshape(batch, rows * window, columns * window, channels)
+
+
+def _ceil_div(size: int, step: int) -> int:
+    """⌈size / step⌉. One division of a size that may be symbolic: remainders of remainders take a compiler minutes."""
+    return (size + step - 1) // step
