@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import sys
 import time
@@ -156,7 +157,8 @@ def _with_outputs(found: Iterable[tuple[Path, Path]], output: Path) -> list[Job]
     jobs: list[Job] = []
     taken: set[Path] = set()
     for file, below in found:
-        candidates = [below.with_suffix(""), below, *(below.with_name(f"{below.name}_{n}") for n in range(2, 10**6))]
+        numbered = (below.with_name(f"{below.name}_{number}") for number in itertools.count(2))
+        candidates = itertools.chain([below.with_suffix(""), below], numbered)
         chosen = next(candidate for candidate in candidates if candidate not in taken)
         taken.add(chosen)
         jobs.append(Job(file, output / chosen))
