@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -232,3 +233,14 @@ def test_packed_records() -> None:
     assert len(packed) == 5
     with pytest.raises(IndexError):
         packed[5]
+
+
+@pytest.mark.parametrize("name", ["shapes_semantic_train", "folder"])
+def test_what_workers_get_can_be_pickled(make_cfg: Make, make_folder: Make, name: str) -> None:
+    """As it is where worker processes are spawned instead of forked (macOS, Windows, Python 3.14)."""
+    if name == "folder":
+        name = f"folder:{make_folder([(20, 30)], classes=5)}:train"
+    loader = build_train_loader(make_cfg(**AUGMENTED, DATASETS__TRAIN=(name,)))._loader
+    source = pickle.loads(pickle.dumps(loader.dataset))
+    pickle.dumps((loader.collate_fn, loader.worker_init_fn))
+    assert torch.equal(source[0, 3]["image"], loader.dataset[0, 3]["image"])
