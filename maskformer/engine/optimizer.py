@@ -72,7 +72,7 @@ def parameter_rules(
 def parameter_groups(rules: Iterator[ParameterRule]) -> list[dict[str, Any]]:
     """Optimizer groups, one per (lr, weight decay), in order of first appearance.
 
-    Parameters are given with their names, which the optimizer keeps as ``param_names``, so that a resumed run finds each
+    Parameters are given with their names, which the optimizer keeps as ``param_names``: a resumed run finds each
     parameter's state by name, whatever the grouping of its config is; ``group_name`` is for the log.
     """
     merged: dict[tuple[float, float], list[ParameterRule]] = {}
