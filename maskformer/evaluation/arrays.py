@@ -20,7 +20,8 @@ def as_map(value: Any) -> np.ndarray:
 def count_values(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Distinct values of a map and how many pixels each has.
 
-    Neighbours are mostly equal, so runs are counted instead of pixels: thousands of values are sorted, not millions.
+    Small values are counted directly. Of large ones runs are counted instead of pixels, because neighbours are mostly
+    equal: thousands of values are sorted, not millions.
 
     Args:
         codes: (H, W) or (N,) integers.
@@ -31,6 +32,10 @@ def count_values(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     flat = codes.reshape(-1)
     if flat.size == 0:
         return flat, np.zeros(0, dtype=np.int64)
+    if flat.min() >= 0 and flat.max() < 4 * flat.size:
+        histogram = np.bincount(flat)
+        values = np.flatnonzero(histogram)
+        return values, histogram[values]
     starts = np.flatnonzero(np.concatenate(([True], flat[1:] != flat[:-1])))
     lengths = np.diff(np.append(starts, flat.size))
     values, inverse = np.unique(flat[starts], return_inverse=True)

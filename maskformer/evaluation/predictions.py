@@ -100,6 +100,30 @@ def encode_masks(masks: np.ndarray) -> list[dict[str, Any]]:
     return [{"size": [int(n) for n in run["size"]], "counts": run["counts"].decode("ascii")} for run in runs]
 
 
+def encode_label_map(label_map: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
+    """COCO RLE of each label's pixels, from the runs of the map itself: no mask is made.
+
+    Args:
+        label_map: (H, W) integers.
+
+    Yields:
+        Label and RLE, ascending by label.
+    """
+    flat = label_map.T.reshape(-1)  # COCO runs down the columns
+    starts = np.flatnonzero(np.concatenate(([True], flat[1:] != flat[:-1])))
+    ends = np.append(starts[1:], flat.size)
+    run_labels = flat[starts]
+    for label in np.unique(run_labels).tolist():
+        own = run_labels == label
+        # Borders between "not this label" and "this label", from the first pixel to the last.
+        borders = np.stack([starts[own], ends[own]], axis=1).reshape(-1)
+        end = [] if borders[-1] == flat.size else [flat.size]
+        counts = np.diff(np.concatenate(([0], borders, end)))
+        size = [int(n) for n in label_map.shape]
+        run = coco_mask.frPyObjects({"size": size, "counts": counts.tolist()}, *size)
+        yield label, {"size": size, "counts": run["counts"].decode("ascii")}
+
+
 def decode_mask(segmentation: Mapping[str, Any]) -> np.ndarray:
     """(H, W) bool mask of a COCO RLE."""
     counts = segmentation["counts"]

@@ -12,7 +12,7 @@ from maskformer.errors import UserError
 from maskformer.evaluation.arrays import as_map, mean_of
 from maskformer.evaluation.base import DatasetEvaluator, check_size
 from maskformer.evaluation.panoptic_quality import PanopticQuality, semantic_segments
-from maskformer.evaluation.predictions import JsonStream, encode_masks
+from maskformer.evaluation.predictions import JsonStream, encode_label_map
 
 
 class SemanticQuality:
@@ -30,8 +30,8 @@ class SemanticQuality:
         self.num_classes = num_classes
         self.ignore_label = ignore_label
         self.class_names = class_names
-        # Rows are truth, columns prediction; the last column is "predicted nothing".
-        self.confusion = np.zeros((num_classes, num_classes + 1), dtype=np.int64)
+        # Rows are truth, columns prediction; last stands the ignore label: pixels that do not count, nothing predicted.
+        self.confusion = np.zeros((num_classes + 1, num_classes + 1), dtype=np.int64)
 
     def update(self, predicted: Any, true: Any) -> SemanticQuality:
         """Count one image.
@@ -49,24 +49,26 @@ class SemanticQuality:
         predicted, true = as_map(predicted), as_map(true)
         if predicted.shape != true.shape:
             raise UserError(f"the prediction is {_size(predicted)} but the truth {_size(true)}; they must be equal")
-        counted = true != self.ignore_label
-        columns = self.num_classes + 1
-        truth, answer = true[counted].astype(np.int64), predicted[counted].astype(np.int64)
-        answer[answer == self.ignore_label] = self.num_classes
-        self._check("truth", truth, self.num_classes)
-        self._check("prediction", answer, columns)
-        self.confusion += np.bincount(truth * columns + answer, minlength=self.confusion.size).reshape(
-            self.confusion.shape
-        )
+        codes = self._positions(true, "truth") * (self.num_classes + 1) + self._positions(predicted, "prediction")
+        self.confusion += np.bincount(codes.reshape(-1), minlength=self.confusion.size).reshape(self.confusion.shape)
         return self
 
-    def _check(self, what: str, labels: np.ndarray, limit: int) -> None:
-        if labels.size and (labels.min() < 0 or labels.max() >= limit):
-            wrong = int(labels[(labels < 0) | (labels >= limit)][0])
+    def _positions(self, labels: np.ndarray, what: str) -> np.ndarray:
+        """(H, W) int64 row or column of the confusion matrix."""
+        known = (labels >= 0) & (labels < self.num_classes)
+        ignored = labels == self.ignore_label
+        if not (known | ignored).all():
+            wrong = int(labels[~(known | ignored)][0])
             raise UserError(
                 f"the {what} has label {wrong}, which is neither a class (0 to {self.num_classes - 1}) "
                 f"nor the ignore label {self.ignore_label}; check the data set's classes and ignore label"
             )
+        return np.where(ignored, self.num_classes, labels).astype(np.int64)
+
+    def _counts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(K,) float64 pixels of each class: rightly predicted, in the truth, and predicted where the truth counts."""
+        counted = self.confusion[: self.num_classes].astype(np.float64)
+        return np.diagonal(counted), counted.sum(1), counted[:, : self.num_classes].sum(0)
 
     def merge(self, other: SemanticQuality) -> SemanticQuality:
         """Add what another one has counted, for example another process; returns itself."""
@@ -75,9 +77,7 @@ class SemanticQuality:
 
     def per_class(self) -> dict[str, np.ndarray]:
         """``IoU`` and ``ACC`` of each class, (K,) float64 in [0, 1], NaN for classes that the truth lacks."""
-        true_positive = np.diagonal(self.confusion).astype(np.float64)
-        in_truth = self.confusion.sum(1).astype(np.float64)
-        in_prediction = self.confusion[:, : self.num_classes].sum(0)
+        true_positive, in_truth, in_prediction = self._counts()
         present = in_truth > 0
         nothing = np.full(self.num_classes, np.nan)
         union = in_truth + in_prediction - true_positive
@@ -92,10 +92,9 @@ class SemanticQuality:
         Means run over the classes that occur in the truth; a class that does not is NaN.
         """
         classes = self.per_class()
-        in_truth = self.confusion.sum(1).astype(np.float64)
+        true_positive, in_truth, _ = self._counts()
         present = in_truth > 0
-        total = in_truth.sum()
-        correct = float(np.diagonal(self.confusion).sum())
+        total, correct = float(in_truth.sum()), float(true_positive.sum())
         weighted = float((classes["IoU"][present] * in_truth[present]).sum())
         result = {
             "mIoU": 100 * mean_of(classes["IoU"], present),
@@ -158,9 +157,9 @@ class SemSegEvaluator(DatasetEvaluator):
             *semantic_segments(predicted, self.ignore_label), *semantic_segments(true, self.ignore_label)
         )
         if self._file is not None:
-            labels = [label for label in np.unique(predicted).tolist() if label != self.ignore_label]
-            masks = predicted[None] == np.array(labels, dtype=predicted.dtype).reshape(-1, 1, 1)
-            for label, segmentation in zip(labels, encode_masks(masks), strict=True):
+            for label, segmentation in encode_label_map(predicted):
+                if label == self.ignore_label:
+                    continue
                 self._file.write(
                     {
                         "file_name": str(sample["file_name"]),

@@ -19,7 +19,7 @@ from maskformer.evaluation import (
     SemanticQuality,
     SemSegEvaluator,
 )
-from maskformer.evaluation.predictions import JsonStream, decode_mask, encode_masks, read_panoptic_png
+from maskformer.evaluation.predictions import JsonStream, decode_mask, encode_label_map, encode_masks, read_panoptic_png
 
 
 def all_evaluators(metadata: Any, folder: Path | None = None) -> list[Any]:
@@ -210,6 +210,15 @@ def test_rle_round_trip() -> None:
     masks[3] = False
     assert (np.stack([decode_mask(run) for run in encode_masks(masks)]) == masks).all()
     assert encode_masks(masks[:0]) == []
+
+
+def test_rle_of_a_label_map_is_that_of_its_masks() -> None:
+    label_map = np.random.default_rng(0).integers(0, 4, (17, 23))
+    label_map[:, 5:9] = 7
+    for one in (label_map, np.full((3, 5), 2)):
+        labels = np.unique(one)
+        masks = one[None] == labels[:, None, None]
+        assert list(encode_label_map(one)) == list(zip(labels.tolist(), encode_masks(masks), strict=True))
 
 
 # ---------------------------------------------------------------- instances
