@@ -142,7 +142,10 @@ def load_model(
     """
     cfg = get_cfg(config_file, overrides)
     model = build_model(cfg)
-    load_weights(model, weights or cfg.MODEL.WEIGHTS)
+    source = weights or cfg.MODEL.WEIGHTS
+    if not source:
+        raise UserError(f"load_model got no weights and MODEL.WEIGHTS of {config_file} is empty; name a weight file")
+    load_weights(model, source, strict=True)
     return model.eval()
 
 

@@ -73,7 +73,7 @@ MASK_FORMER: dict[str, Any] = {
     "SIZE_DIVISIBILITY": 32,  # batches are padded to a multiple; 0: not at all, -1: the backbone's own. Published.
     "TEST": {
         "SEMANTIC_ON": True,  # return semantic scores. Ours.
-        "PANOPTIC_ON": False,  # return a panoptic segmentation. Published.
+        "PANOPTIC_ON": False,  # return a panoptic segmentation (per-pixel models: connected regions). Published.
         "INSTANCE_ON": False,  # return instances. Ours.
         "OBJECT_MASK_THRESHOLD": 0.0,  # panoptic: queries at or below this class probability are left out. Published.
         "OVERLAP_THRESHOLD": 0.0,  # panoptic: share of a mask that must stay visible, [0, 1]. Published.
@@ -82,7 +82,7 @@ MASK_FORMER: dict[str, Any] = {
 }
 
 MODEL: dict[str, Any] = {
-    "DEVICE": "auto",  # "auto" (CUDA where there is one, else the CPU), "cpu", "cuda", "cuda:N", "mps". Published, "auto" is ours.
+    "DEVICE": "auto",  # "auto" (CUDA or else CPU), "cpu", "cuda", "cuda:N", "mps". Published, "auto" is ours.
     "WEIGHTS": "",  # file or URL to start from, "" for random weights. Published.
     "META_ARCHITECTURE": "MaskFormer",  # "MaskFormer", "SemanticSegmentor" (per-pixel baselines). Published.
     "CHANNELS_LAST": True,  # convolutions in channels-last memory; same numbers but for rounding. Ours.
@@ -99,7 +99,8 @@ MODEL: dict[str, Any] = {
 }
 
 INPUT: dict[str, Any] = {
-    "DATASET_MAPPER_NAME": "mask_former_semantic",  # also "mask_former_panoptic", "detr_panoptic". Published.
+    "DATASET_MAPPER_NAME": "mask_former_semantic",  # "mask_former_panoptic", "detr_panoptic", or one of ours,
+    # ^ "mask_former_instance". Published.
     "FORMAT": "RGB",  # order of the image's channels: "RGB" or "BGR". Published.
     "MIN_SIZE_TRAIN": [256, 307, 358, 409, 460, 512, 563, 614, 665, 716, 768, 819, 870, 921, 972, 1024],
     # ^ shorter side in pixels: choices, or two ends of a range. Published.

@@ -22,7 +22,12 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": ("BasePixelDecoder", "TransformerEncoderPixelDecoder"),
     "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE": ("res2", "res3", "res4", "res5", "transformer_encoder"),
     "MODEL.MASK_FORMER.MATCHER": ("hungarian", "fixed"),
-    "INPUT.DATASET_MAPPER_NAME": ("mask_former_semantic", "mask_former_panoptic", "detr_panoptic"),
+    "INPUT.DATASET_MAPPER_NAME": (
+        "mask_former_semantic",
+        "mask_former_panoptic",
+        "mask_former_instance",
+        "detr_panoptic",
+    ),
     "INPUT.FORMAT": ("RGB", "BGR"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
     "INPUT.CROP.TYPE": ("absolute", "absolute_range", "relative", "relative_range"),
@@ -145,12 +150,11 @@ def _check_model(cfg: _Checker) -> None:
             f" which does not fit MODEL.META_ARCHITECTURE {cfg['MODEL.META_ARCHITECTURE']}:"
             " MaskFormer goes with MaskFormerHead, SemanticSegmentor with the per-pixel heads",
         )
-    for task in ("PANOPTIC", "INSTANCE"):
-        if per_pixel and cfg[f"MODEL.MASK_FORMER.TEST.{task}_ON"]:
-            cfg.refuse(
-                f"MODEL.MASK_FORMER.TEST.{task}_ON",
-                f" but a SemanticSegmentor predicts no {task.lower()} result: set MODEL.META_ARCHITECTURE MaskFormer",
-            )
+    if per_pixel and cfg["MODEL.MASK_FORMER.TEST.INSTANCE_ON"]:
+        cfg.refuse(
+            "MODEL.MASK_FORMER.TEST.INSTANCE_ON",
+            " but a SemanticSegmentor predicts no instances: set MODEL.META_ARCHITECTURE MaskFormer",
+        )
     if cfg["MODEL.BACKBONE.NAME"] == "timm" and not cfg["MODEL.TIMM.NAME"]:
         cfg.refuse("MODEL.TIMM.NAME", " but MODEL.BACKBONE.NAME is timm: name a timm model such as resnet50")
     if cfg["MODEL.BACKBONE.NAME"].startswith("build_resnet"):

@@ -235,7 +235,7 @@ def evaluate_only(cfg: Any, resumption: Resumption | None) -> None:
         weights = str(resumption.path)
     else:
         weights = cfg.MODEL.WEIGHTS
-        logger.info("%s", load_weights(model, weights).summary())
+        logger.info("%s", load_weights(model, weights, strict=True).summary())
     evaluation = evaluate(cfg, model)
     path = Path(cfg.OUTPUT_DIR) / "inference" / "results.json"
     path.parent.mkdir(parents=True, exist_ok=True)
