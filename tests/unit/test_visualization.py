@@ -21,7 +21,7 @@ from maskformer.visualization import (
     side_by_side,
 )
 from maskformer.visualization.canvas import PAPER, enlargement, readable_on, shortened, text_height, text_width
-from maskformer.visualization.overlays import shade
+from maskformer.visualization.painting import shade
 
 
 @pytest.fixture
