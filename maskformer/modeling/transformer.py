@@ -241,13 +241,17 @@ def map_to_sequence(feature: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _stack(layer: nn.Module, count: int) -> nn.ModuleList:
-    """`count` copies of one layer, its matrices Xavier uniform (packed projections as one), attention biases 0."""
-    for name, parameter in layer.named_parameters():
+    """`count` copies of one layer, then every matrix drawn anew: Xavier uniform (packed projections as one), as in DETR.
+
+    What stays common to the copies are the biases of the feed-forward; attention biases are 0.
+    """
+    layers = nn.ModuleList(copy.deepcopy(layer) for _ in range(count))
+    for name, parameter in layers.named_parameters():
         if parameter.dim() > 1:
             nn.init.xavier_uniform_(parameter)
         elif "attn" in name:
             nn.init.zeros_(parameter)
-    return nn.ModuleList(copy.deepcopy(layer) for _ in range(count))
+    return layers
 
 
 def check_width(key: str, channels: int, num_heads: int) -> None:
