@@ -11,7 +11,7 @@ QUICKSTART := output/quickstart
 .PHONY: help setup test lint format quickstart clean
 
 help:
-	@echo "make quickstart   train on drawn scenes, evaluate, and leave pictures in $(QUICKSTART)"
+	@echo "make quickstart   train on drawn scenes, evaluate, run the demo, leave pictures in $(QUICKSTART)"
 	@echo "make test         lint, types and tests"
 	@echo "make setup        create $(VENV) and install the package with its test tools"
 	@echo "make lint         ruff and mypy alone"
@@ -41,6 +41,8 @@ format: setup
 
 quickstart: setup
 	$(BIN)/maskformer train --config-file configs/quickstart/shapes_panoptic.yaml OUTPUT_DIR $(QUICKSTART)
+	$(BIN)/maskformer demo --config-file configs/quickstart/shapes_panoptic.yaml --weights $(QUICKSTART)/model_final.pth \
+		--input docs/images/scenes --output $(QUICKSTART)/demo
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis docs/_build

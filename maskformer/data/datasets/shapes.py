@@ -1,7 +1,7 @@
 """`shapes`: endless little scenes drawn on the fly, a pure function of (split, index).
 
 Two kinds of stuff that only their texture tells apart (``grass``: straight stripes, ``water``: round blobs) meet along
-a random curve; on them lie 3 to 8 things (``disc``, ``square``, ``triangle``) that hide one another, mostly beside a
+a random curve; on them lie 3 to 6 things (``disc``, ``bar``, ``star``) that hide one another, mostly beside a
 neighbour of the same class, so that connected components of a class are not objects. Colour says nothing about
 class: fills are random, and half of the scenes give both kinds of stuff the same colours.
 

@@ -12,7 +12,7 @@ import numpy as np
 
 SIZE = 128
 STUFF = ("grass", "water")
-THINGS = ("disc", "square", "triangle")
+THINGS = ("disc", "bar", "star")
 
 _SPLIT_SEEDS = {"train": 1, "val": 2}
 _SUBPIXEL = 4  # bits after the point in the coordinates given to OpenCV
@@ -109,10 +109,10 @@ def _outline(rng: np.random.Generator, kind: int, x: float, y: float, radius: fl
         return mask.astype(bool)
     turn = rng.uniform(0, 2 * math.pi)
     if kind == 1:
-        half = math.atan(rng.uniform(0.75, 1.0))
-        angles, reach = np.array([half, math.pi - half, math.pi + half, -half]), 1.15 * radius
+        half = math.atan(rng.uniform(0.3, 0.45))
+        angles, reach = np.array([half, math.pi - half, math.pi + half, -half]), np.full(4, 1.45 * radius)
     else:
-        angles, reach = np.array([0.0, 2.0, 4.0]) * math.pi / 3 + rng.uniform(-0.25, 0.25, 3), 1.35 * radius
+        angles, reach = np.arange(10) * math.pi / 5, np.tile([1.4 * radius, rng.uniform(0.55, 0.7) * radius], 5)
     points = np.stack([x + reach * np.cos(angles + turn), y + reach * np.sin(angles + turn)], axis=1)
     cv2.fillPoly(mask, [np.round(points * scale).astype(np.int32)], 1, shift=_SUBPIXEL)
     return mask.astype(bool)
@@ -120,7 +120,7 @@ def _outline(rng: np.random.Generator, kind: int, x: float, y: float, radius: fl
 
 def _propose(rng: np.random.Generator, things: Sequence[_Thing]) -> tuple[int, float, float, float]:
     """Class, centre and radius of a new thing: usually beside, and of the class of, one that is there."""
-    radius = rng.uniform(11, 22) * SIZE / 128
+    radius = rng.uniform(14, 24) * SIZE / 128
     if things and rng.random() < 0.7:
         beside = things[int(rng.integers(len(things)))]
         kind = beside.kind if rng.random() < 0.75 else int(rng.integers(len(THINGS)))
@@ -135,12 +135,12 @@ def _fits(mask: np.ndarray, radius: float, things: Sequence[_Thing], owner: np.n
     if mask.sum() < 1.3 * radius * radius:
         return False
     visible = np.bincount(owner[~mask], minlength=len(things) + 1)[1:]
-    return all(left >= 0.5 * thing.area for left, thing in zip(visible, things, strict=True))
+    return all(left >= 0.6 * thing.area for left, thing in zip(visible, things, strict=True))
 
 
 def _place(rng: np.random.Generator, grounds: Sequence[np.ndarray]) -> tuple[list[_Thing], np.ndarray]:
-    """3 to 8 things from back to front, and (H, W) int64 owner of each pixel (0 = stuff, i + 1 = thing i)."""
-    wanted = int(rng.integers(3, 9))
+    """3 to 6 things from back to front, and (H, W) int64 owner of each pixel (0 = stuff, i + 1 = thing i)."""
+    wanted = int(rng.integers(3, 7))
     things: list[_Thing] = []
     owner = np.zeros((SIZE, SIZE), np.int64)
     tries = 0
@@ -158,9 +158,9 @@ def _place(rng: np.random.Generator, grounds: Sequence[np.ndarray]) -> tuple[lis
 def _fill(rng: np.random.Generator, image: np.ndarray, thing: _Thing) -> None:
     """Paints one thing, flat, shaded or textured, with a darker rim, into (H, W, 3) float32 `image`."""
     style = rng.random()
-    if style < 0.4:
+    if style < 0.5:
         paint = np.broadcast_to(thing.color, image.shape)
-    elif style < 0.7:
+    elif style < 0.85:
         angle = rng.uniform(0, 2 * math.pi)
         ramp = ((_COLUMNS - thing.x) * math.cos(angle) + (_ROWS - thing.y) * math.sin(angle)) / thing.radius
         paint = _paint(ramp.astype(np.float32), thing.color, _swing(rng, 30))

@@ -90,7 +90,7 @@ def test_scenes_are_as_described() -> None:
             mask = scene.ids == thing["id"]
             merged += int((component == component[mask][0]).sum() > mask.sum())
         objects += len(things)
-    assert (min(counts), max(counts)) == (3, 8)
+    assert (min(counts), max(counts)) == (3, 6)
     assert merged / objects > 0.5  # connected components of a class are not objects
     assert (kinds[len(STUFF) :] > objects / 5).all()
     assert (kinds[: len(STUFF)] >= len(SCENES) - 2).all()

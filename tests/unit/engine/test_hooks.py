@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import make_trainer
+from tests.unit.engine.fakes import make_trainer
 from PIL import Image
 
 from maskformer.engine.hooks import CheckpointHook, Evaluation, EvaluationHook, MetricsHook, ProgressHook

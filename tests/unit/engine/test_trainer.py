@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from fakes import Batches, Slope, make_trainer
+from tests.unit.engine.fakes import Batches, Slope, make_trainer
 
 from maskformer.engine.trainer import Hook, Precision, Trainer
 from maskformer.errors import UserError
