@@ -104,60 +104,82 @@ class MaskCriterion(nn.Module):
         own = self.loss_normalizers(segments)
         whole = own if normalizers is None else normalizers
         class_normalizer = whole.class_weight if self.normalizer == "global" else own.class_weight
-        matches = self.matcher(predictions, segments)
+        pairs = _Pairs.collect(self.matcher(predictions, segments), segments)
         layers = predictions.class_logits.shape[0]
         losses: dict[str, Tensor] = {}
         with torch.autocast(predictions.class_logits.device.type, enabled=False):
-            focal, dice = self.mask_losses(predictions.mask_logits, segments, matches)
-            for layer in range(layers):
-                suffix = layer_suffix(layer, layers)
-                class_loss = self.class_loss(predictions.class_logits[layer], segments, matches[layer])
-                losses["loss_ce" + suffix] = class_loss / class_normalizer
-                losses["loss_mask" + suffix] = self.mask_weight * focal[layer] / max(1.0, whole.segments)
-                losses["loss_dice" + suffix] = self.dice_weight * dice[layer] / max(1.0, whole.segments)
+            class_losses = self.class_losses(predictions.class_logits, pairs)
+            focal, dice = self.mask_losses(predictions.mask_logits, segments, pairs)
+        for layer in range(layers):
+            suffix = layer_suffix(layer, layers)
+            losses["loss_ce" + suffix] = class_losses[layer] / class_normalizer
+            losses["loss_mask" + suffix] = self.mask_weight * focal[layer] / max(1.0, whole.segments)
+            losses["loss_dice" + suffix] = self.dice_weight * dice[layer] / max(1.0, whole.segments)
         return losses
 
-    def class_loss(self, class_logits: Tensor, segments: Sequence[SegmentMap], matches: Sequence[Match]) -> Tensor:
-        """Weighted cross-entropy of one layer, summed over all queries, unmatched ones against *no object*.
+    def class_losses(self, class_logits: Tensor, pairs: _Pairs) -> Tensor:
+        """Weighted cross-entropy of each layer, (L,), summed over all queries, unmatched ones against *no object*.
 
         Args:
-            class_logits: (B, Q, K+1).
-            segments: the segments of each image.
-            matches: of this layer, per image.
+            class_logits: (L, B, Q, K+1).
+            pairs: all matched pairs.
         """
-        target = torch.full(class_logits.shape[:2], self.num_classes, dtype=torch.int64, device=class_logits.device)
-        for b, (queries, matched) in enumerate(matches):
-            target[b, queries.to(target.device)] = segments[b].labels[matched.to(target.device)]
-        return F.cross_entropy(
-            class_logits.float().flatten(0, 1), target.flatten(), weight=self.class_weights, reduction="sum"
+        target = torch.full(class_logits.shape[:3], self.num_classes, dtype=torch.int64, device=class_logits.device)
+        target[pairs.layer, pairs.image, pairs.query] = pairs.label
+        weighted = F.cross_entropy(
+            class_logits.float().flatten(0, 2), target.flatten(), weight=self.class_weights, reduction="none"
         )
+        return weighted.view(len(target), -1).sum(1)
 
-    def mask_losses(
-        self, mask_logits: Tensor, segments: Sequence[SegmentMap], matches: Sequence[Sequence[Match]]
-    ) -> tuple[Tensor, Tensor]:
+    def mask_losses(self, mask_logits: Tensor, segments: Sequence[SegmentMap], pairs: _Pairs) -> tuple[Tensor, Tensor]:
         """Focal and dice loss of each layer, (L,) each, summed over matched pairs; all layers and images in one call.
 
         Args:
             mask_logits: (L, B, Q, h, w).
             segments: the segments of each image.
-            matches: per layer and image.
+            pairs: all matched pairs.
         """
-        device, layers = mask_logits.device, mask_logits.shape[0]
-        index: list[Tensor] = []  # rows: layer, image, query, plane of the id map, segment
-        first_map = 0
-        for b, image in enumerate(segments):
-            planes = image.planes.cpu()
-            for layer in range(layers):
-                queries, matched = matches[layer][b]
-                where = torch.tensor([[layer], [b]]).expand(2, len(queries))
-                index.append(torch.cat([where, queries[None], first_map + planes[matched][None], matched[None]]))
-            first_map += image.ids.shape[0]
-        # One copy to the device for the whole batch.
-        layer_of, image_of, query_of, map_of, segment_of = torch.cat(index, 1).to(device)
         ids = torch.cat([image.ids.to(torch.int32) for image in segments])
-        focal, dice = matched_mask_losses(mask_logits[layer_of, image_of, query_of], ids, map_of, segment_of)
-        zeros = focal.new_zeros(layers)
-        return zeros.index_add(0, layer_of, focal), zeros.index_add(0, layer_of, dice)
+        matched = mask_logits[pairs.layer, pairs.image, pairs.query]
+        focal, dice = matched_mask_losses(matched, ids, pairs.map, pairs.segment)
+        zeros = focal.new_zeros(len(mask_logits))
+        return zeros.index_add(0, pairs.layer, focal), zeros.index_add(0, pairs.layer, dice)
+
+
+class _Pairs(NamedTuple):
+    """All N matched pairs of a batch, (N,) int64 each, on the device of the segments.
+
+    Attributes:
+        layer, image, query: where the prediction is.
+        segment: index of the segment in its image.
+        map: which of the id maps of all images and planes, one after another, holds the segment.
+        label: contiguous class of the segment.
+    """
+
+    layer: Tensor
+    image: Tensor
+    query: Tensor
+    segment: Tensor
+    map: Tensor
+    label: Tensor
+
+    @classmethod
+    def collect(cls, matches: Sequence[Sequence[Match]], segments: Sequence[SegmentMap]) -> _Pairs:
+        """From ``matches[layer][image]`` on the CPU, with one copy to the device for the whole batch."""
+        rows: list[Tensor] = []
+        first_map = first_segment = 0
+        for b, image in enumerate(segments):
+            for layer, of_layer in enumerate(matches):
+                queries, matched = of_layer[b]
+                where = torch.tensor([[layer], [b], [first_map]]).expand(3, len(queries))
+                rows.append(torch.cat([where, queries[None], matched[None], first_segment + matched[None]]))
+            first_map += image.ids.shape[0]
+            first_segment += len(image)
+        index = torch.cat(rows, 1).to(segments[0].ids.device)
+        layer_of, image_of, map_of, query, segment, position = index
+        planes = torch.cat([image.planes for image in segments])[position]
+        labels = torch.cat([image.labels for image in segments])[position]
+        return cls(layer_of, image_of, query, segment, map_of + planes, labels)
 
 
 class PixelCriterion(nn.Module):
@@ -210,6 +232,13 @@ class PixelCriterion(nn.Module):
                 full = F.interpolate(
                     logits.float(), scale_factor=float(self.stride), mode="bilinear", align_corners=False
                 )
-                total = F.cross_entropy(full, truth, ignore_index=self.ignore_label, reduction="sum")
+                total = self.summed_cross_entropy(full, truth)
                 losses["loss_sem_seg" + layer_suffix(layer, layers)] = self.loss_weight * total / max(1.0, pixels)
         return losses
+
+    def summed_cross_entropy(self, logits: Tensor, truth: Tensor) -> Tensor:
+        """Cross-entropy of (B, K, H, W) logits against (B, H, W) labels, summed over supervised pixels."""
+        if truth.is_cuda and torch.are_deterministic_algorithms_enabled():
+            # PyTorch's two-dimensional kernel has no deterministic form on CUDA; the one for rows of classes has.
+            logits, truth = logits.movedim(1, -1).flatten(0, 2), truth.flatten()
+        return F.cross_entropy(logits, truth, ignore_index=self.ignore_label, reduction="sum")

@@ -137,17 +137,9 @@ def connected_components(labels: Tensor, things: Sequence[bool]) -> PanopticResu
     segments: list[dict[str, Any]] = []
     for label in np.unique(array):
         mask = array == label
-        regions, count = ndimage.label(mask) if things[label] else (mask, 1)
-        for region in range(1, count + 1):
-            part = regions == region
-            ids[part] = len(segments) + 1
-            segments.append(
-                {
-                    "id": len(segments) + 1,
-                    "category_id": int(label),
-                    "isthing": bool(things[label]),
-                    "score": 1.0,
-                    "area": int(part.sum()),
-                }
-            )
+        regions = ndimage.label(mask)[0] if things[label] else mask.astype(np.int32)
+        ids[mask] = regions[mask] + len(segments)
+        category = {"category_id": int(label), "isthing": bool(things[label]), "score": 1.0}
+        for area in np.bincount(regions[mask])[1:].tolist():
+            segments.append({"id": len(segments) + 1, **category, "area": area})
     return torch.from_numpy(ids).to(labels.device), segments

@@ -109,8 +109,26 @@ def _chunk_losses(logits: Tensor, truth: Tensor, need_gradient: bool) -> tuple[T
     inside, outside = -2 / denominator, numerator / denominator.square()
     dice_gradient = t.mul_(inside[:, None, None]).add_(outside[:, None, None]).mul_(q).mul_(right)
     full = torch.stack((focal_gradient, dice_gradient))
-    low = torch.ops.aten.upsample_bilinear2d_backward(full, list(size), [2, *logits.shape], False)
-    return focal, dice, low
+    return focal, dice, _downsample_adjoint(full, logits.shape[1], logits.shape[2])
+
+
+def _downsample_adjoint(full: Tensor, height: int, width: int) -> Tensor:
+    """The adjoint of bilinear upsampling: (..., n, H, W) gradients of the upsampled maps -> (..., n, h, w)."""
+    if full.is_cuda and torch.are_deterministic_algorithms_enabled():
+        return _adjoint_by_products(full, height, width)
+    shape = [full.shape[0], full.shape[1], height, width]
+    return torch.ops.aten.upsample_bilinear2d_backward(full, list(full.shape[-2:]), shape, False)
+
+
+def _adjoint_by_products(full: Tensor, height: int, width: int) -> Tensor:
+    """The same with one matrix product for the rows and one for the columns: CUDA's own kernel is not deterministic."""
+    rows, columns = (
+        F.interpolate(
+            torch.eye(low, dtype=full.dtype, device=full.device)[None, None], size=(high, low), mode="bilinear"
+        )[0, 0]
+        for low, high in ((height, full.shape[-2]), (width, full.shape[-1]))
+    )
+    return rows.T @ full @ columns
 
 
 def matched_mask_losses(logits: Tensor, ids: Tensor, maps: Tensor, segments: Tensor) -> tuple[Tensor, Tensor]:

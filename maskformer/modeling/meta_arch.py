@@ -170,7 +170,7 @@ class MaskFormer(_MetaArchitecture):
         super().__init__(**common)
         self.object_mask_threshold = object_mask_threshold
         self.overlap_threshold = overlap_threshold
-        self.resize_before_inference = resize_before_inference or self.panoptic_on or self.instance_on
+        self.resize_before_inference = resize_before_inference or self.panoptic_on
 
     def image_result(
         self,
@@ -184,13 +184,13 @@ class MaskFormer(_MetaArchitecture):
         class_logits = predictions.class_logits[-1, index].float()
         mask_logits = inference.resize_bilinear(predictions.mask_logits[-1, index].float(), padded_size)
         result: Result = {}
-        if self.resize_before_inference:
-            mask_logits = inference.crop_and_resize(mask_logits, image_size, output_size)
-        if self.semantic_on:
+        if self.semantic_on and not self.resize_before_inference:
             scores = inference.semantic_scores(class_logits, mask_logits)
-            if not self.resize_before_inference:
-                scores = inference.crop_and_resize(scores, image_size, output_size)
-            result["sem_seg"] = scores
+            result["sem_seg"] = inference.crop_and_resize(scores, image_size, output_size)
+        if self.resize_before_inference or self.instance_on:
+            mask_logits = inference.crop_and_resize(mask_logits, image_size, output_size)
+        if self.semantic_on and self.resize_before_inference:
+            result["sem_seg"] = inference.semantic_scores(class_logits, mask_logits)
         if self.panoptic_on:
             result["panoptic_seg"] = inference.panoptic_segments(
                 class_logits,

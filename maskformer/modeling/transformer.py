@@ -241,7 +241,7 @@ def map_to_sequence(feature: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _stack(layer: nn.Module, count: int) -> nn.ModuleList:
-    """`count` copies of one layer, then every matrix drawn anew: Xavier uniform (packed projections as one), as in DETR.
+    """`count` copies of one layer, then each matrix drawn anew: Xavier uniform, packed projections as one (as DETR).
 
     What stays common to the copies are the biases of the feed-forward; attention biases are 0.
     """

@@ -14,7 +14,7 @@ from maskformer.errors import UserError
 from maskformer.modeling.criterion import LossNormalizers, MaskCriterion, PixelCriterion
 from maskformer.modeling.losses import pairwise_dice_cost, pairwise_focal_cost
 from maskformer.modeling.matcher import FixedMatcher, HungarianMatcher
-from maskformer.modeling.reference_losses import dice_loss, sigmoid_focal_loss
+from maskformer.modeling.reference_losses import dice_loss, sigmoid_focal_loss, upsampled_mask_losses
 from maskformer.structures import MaskPredictions, PixelPredictions, SegmentMap
 
 PARITY = Path(__file__).parents[2] / "data" / "parity"
@@ -170,6 +170,8 @@ def test_costs_that_are_not_finite_still_match_and_show_in_the_loss() -> None:
     matches = HungarianMatcher()(predictions, segments)
     assert all(len(layer[0][0]) == 3 for layer in matches)
     assert 2 not in matches[0][0][0].tolist()
+    predictions.mask_logits[:] = float("nan")
+    assert torch.isnan(make_criterion(5, 5)(predictions, segments)["loss_mask"])
 
 
 def test_fixed_matching_pairs_query_and_class() -> None:
@@ -204,3 +206,35 @@ def test_pixel_criterion_without_supervised_pixels_and_with_odd_sizes() -> None:
     assert loss.item() == 0
     with pytest.raises(UserError, match="divisible by 4"):
         PixelCriterion()(PixelPredictions(logits), [nothing.pad(9, 8)])
+
+
+def test_overlapping_segments_of_several_planes_and_images() -> None:
+    """Each matched pair finds its own segment: the losses equal those of the plain formulas, pair by pair."""
+    generator = torch.Generator().manual_seed(3)
+    segments = [
+        SegmentMap.from_masks(torch.rand(4, 16, 16, generator=generator) > 0.4, torch.tensor([0, 1, 1, 4])),
+        SegmentMap.from_label_map(torch.randint(0, 3, (16, 16), generator=generator), 255),
+        SegmentMap.from_masks(torch.rand(2, 16, 16, generator=generator) > 0.4, torch.tensor([3, 2])),
+    ]
+    assert segments[0].ids.shape[0] > 1
+    predictions = MaskPredictions(
+        torch.randn(2, 3, 6, 6, generator=generator), torch.randn(2, 3, 6, 4, 4, generator=generator)
+    )
+    criterion = make_criterion(5, 6)
+    losses = criterion(predictions, segments)
+    matches = criterion.matcher(predictions, segments)
+    for layer, suffix in ((0, "_0"), (1, "")):
+        focal = dice = class_loss = 0.0
+        for b, image in enumerate(segments):
+            queries, matched = matches[layer][b]
+            pair = upsampled_mask_losses(predictions.mask_logits[layer, b, queries], image.masks()[matched])
+            focal, dice = focal + pair[0].sum().item(), dice + pair[1].sum().item()
+            target = torch.full((6,), 5)
+            target[queries] = image.labels[matched]
+            weight = torch.tensor([1.0] * 5 + [0.1])
+            class_loss += torch.nn.functional.cross_entropy(
+                predictions.class_logits[layer, b], target, weight=weight, reduction="sum"
+            ).item()
+        assert losses["loss_mask" + suffix].item() == pytest.approx(20 * focal / 9, rel=1e-5)
+        assert losses["loss_dice" + suffix].item() == pytest.approx(dice / 9, rel=1e-5)
+        assert losses["loss_ce" + suffix].item() == pytest.approx(class_loss / (9 + 0.1 * 9), rel=1e-5)

@@ -88,3 +88,9 @@ def test_no_masks_still_depend_on_the_logits() -> None:
     empty = torch.zeros(0, dtype=torch.int64)
     focal, dice = matched_mask_losses(logits, torch.zeros(1, 8, 8, dtype=torch.int16), empty, empty)
     assert (focal.sum() + dice.sum()).requires_grad
+
+
+def test_adjoint_by_products_equals_the_kernel() -> None:
+    full = torch.randn(2, 3, 26, 19, dtype=torch.float64)
+    ours = losses._adjoint_by_products(full, 7, 5)
+    torch.testing.assert_close(ours, losses._downsample_adjoint(full, 7, 5))
