@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 
 from maskformer.data.datasets import shapes
@@ -45,6 +45,9 @@ def _open(path: str | Path, field: str) -> Image.Image:
             return Image.open(path)
     except FileNotFoundError:
         raise UserError(f"{field} {str(path)!r} does not exist: check the path and the data set's root") from None
+    except UnidentifiedImageError as error:
+        reason = "it is empty" if Path(path).stat().st_size == 0 else "it is in no known image format"
+        raise _cannot_read(path, field, reason) from error
     except _DECODING_ERRORS as error:
         raise _cannot_read(path, field, _plain(error, path)) from error
 
@@ -189,17 +192,17 @@ def check_size(found: tuple[int, ...], expected: tuple[int, ...], path: str | Pa
         )
 
 
-def decode_segmentation(segmentation: Any, height: int, width: int, where: str) -> np.ndarray:
-    """Decodes one COCO ``segmentation``: polygons, uncompressed or compressed RLE.
+def segmentation_to_rle(segmentation: Any, height: int, width: int, where: str) -> dict[str, Any]:
+    """One COCO ``segmentation`` (polygons, uncompressed or compressed RLE) as compressed RLE.
 
     Args:
         segmentation: list of polygons (x, y, x, y, …), or a dict with ``size`` and ``counts``.
         height: of the image.
         width: of the image.
-        where: what is decoded, named in errors.
+        where: what is encoded, named in errors.
 
     Returns:
-        (H, W) bool.
+        ``size`` and ``counts`` as pycocotools takes them.
 
     Raises:
         UserError: if it is none of these or was made for another size.
@@ -219,7 +222,19 @@ def decode_segmentation(segmentation: Any, height: int, width: int, where: str) 
                 rle = coco_mask.frPyObjects(rle, height, width)
         else:
             rle = coco_mask.merge(coco_mask.frPyObjects([list(map(float, p)) for p in segmentation], height, width))
-        decoded: np.ndarray = coco_mask.decode(rle)
-        return decoded.astype(bool)
+        coco_mask.area(rle)  # reads the counts
+        return dict(rle)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise UserError(f"{where} has a segmentation that is neither polygons nor RLE ({error}): correct it") from error
+
+
+def decode_segmentation(segmentation: Any, height: int, width: int, where: str) -> np.ndarray:
+    """Decodes one COCO ``segmentation``; arguments and errors as `segmentation_to_rle`.
+
+    Returns:
+        (H, W) bool.
+    """
+    from pycocotools import mask as coco_mask
+
+    decoded: np.ndarray = coco_mask.decode(segmentation_to_rle(segmentation, height, width, where))
+    return decoded.astype(bool)

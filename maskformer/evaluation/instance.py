@@ -13,6 +13,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from maskformer.data.image_io import segmentation_to_rle
 from maskformer.errors import UserError
 from maskformer.evaluation.arrays import as_map
 from maskformer.evaluation.base import DatasetEvaluator, check_size
@@ -84,7 +85,8 @@ class InstanceEvaluator(DatasetEvaluator):
             height = int(sample.get("height", default_size[0]))
             width = int(sample.get("width", default_size[1]))
             annotations = [a for a in sample["annotations"] if self.things[int(a["category_id"])]]
-            return [_true_object(a, height, width) for a in annotations], (height, width)
+            where = f"an annotation of image {str(sample['file_name'])!r}"
+            return [_true_object(a, height, width, where) for a in annotations], (height, width)
         if "pan_seg" not in sample:
             raise UserError(
                 "the data set has neither 'annotations' nor 'pan_seg' for this image, which evaluating instances needs"
@@ -93,7 +95,7 @@ class InstanceEvaluator(DatasetEvaluator):
         segments = [s for s in segments if self.things[int(s["category_id"])]]
         masks = ids[None] == np.array([s["id"] for s in segments], dtype=np.int64).reshape(-1, 1, 1)
         objects = [
-            _true_object({**segment, "segmentation": segmentation}, *ids.shape)
+            _true_object({**segment, "segmentation": segmentation}, *ids.shape, "pan_seg")
             for segment, segmentation in zip(segments, encode_masks(masks), strict=True)
         ]
         return objects, (ids.shape[0], ids.shape[1])
@@ -122,14 +124,8 @@ class InstanceEvaluator(DatasetEvaluator):
             self._file.discard()
 
 
-def _true_object(annotation: Mapping[str, Any], height: int, width: int) -> dict[str, Any]:
-    segmentation = annotation["segmentation"]
-    if isinstance(segmentation, list):  # polygons
-        run = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-    elif isinstance(segmentation["counts"], list):  # RLE that is not compressed
-        run = coco_mask.frPyObjects(segmentation, height, width)
-    else:
-        run = dict(segmentation)
+def _true_object(annotation: Mapping[str, Any], height: int, width: int, where: str) -> dict[str, Any]:
+    run = segmentation_to_rle(annotation["segmentation"], height, width, where)
     return {
         "category_id": int(annotation["category_id"]),
         "iscrowd": int(annotation.get("iscrowd", 0)),

@@ -105,7 +105,7 @@ def inference_on_dataset(
     try:
         for evaluator in evaluators:
             evaluator.reset(ids)
-        with evaluation_mode(model), torch.inference_mode(), Clock(loader) as clock:
+        with evaluation_mode(model), torch.inference_mode(), Clock(loader, _device(model)) as clock:
             for samples in clock.fetch():
                 with clock.timing("inference"):
                     predictions = predictor.infer(samples, semantic="labels")
@@ -139,15 +139,22 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def _device(model: nn.Module) -> torch.device:
+    """Where the parameters are; the CPU if there are none."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
 class Clock:
     """Where the time goes, how much is left: a progress bar on a terminal, else a log line every few seconds.
 
     Args:
         loader: of batches.
+        device: of the model; CUDA is waited for, so that its work counts where it was asked for.
     """
 
-    def __init__(self, loader: Iterable[Sequence[Mapping[str, Any]]]) -> None:
+    def __init__(self, loader: Iterable[Sequence[Mapping[str, Any]]], device: torch.device) -> None:
         self.loader = loader
+        self.device = device
         self.total = len(loader) if isinstance(loader, Sized) else None
         self.seconds = {"data": 0.0, "inference": 0.0, "evaluation": 0.0}
         self.batches = 0
@@ -193,6 +200,8 @@ class Clock:
         """Add the seconds spent inside."""
         start = time.perf_counter()
         yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
         self.seconds[what] += time.perf_counter() - start
 
     def _show_bar(self) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from maskformer.data.image_io import decode_segmentation
 from maskformer.evaluation.base import DatasetEvaluator
-from maskformer.evaluation.predictions import decode_mask, write_png
+from maskformer.evaluation.predictions import write_png
 from maskformer.visualization import (
     LegendEntry,
     Overlay,
@@ -109,7 +110,7 @@ class PictureSaver(DatasetEvaluator):
         if "annotations" in sample and "instances" in result:
             instances = dict(result["instances"])
             instances["masks"] = _nearest(instances["masks"], size)
-            truth = instance_overlay(image, _true_instances(sample["annotations"], size), self.metadata)
+            truth = instance_overlay(image, _true_instances(sample, size), self.metadata)
             found.append(("instance", truth, instance_overlay(image, instances, self.metadata)))
         return found
 
@@ -122,10 +123,12 @@ def _nearest(maps: Any, size: tuple[int, int]) -> np.ndarray:
     return array[..., rows[:, None], columns]
 
 
-def _true_instances(annotations: Iterable[Mapping[str, Any]], size: tuple[int, int]) -> dict[str, np.ndarray]:
-    """COCO annotations as instances with score 1, crowd left out."""
-    kept = [annotation for annotation in annotations if not annotation.get("iscrowd", 0)]
-    masks = [_nearest(decode_mask(annotation["segmentation"]), size) for annotation in kept]
+def _true_instances(sample: Mapping[str, Any], size: tuple[int, int]) -> dict[str, np.ndarray]:
+    """The COCO annotations of a sample as instances of score 1 with masks (N, *size), crowd left out."""
+    kept = [annotation for annotation in sample["annotations"] if not annotation.get("iscrowd", 0)]
+    where = f"an annotation of image {str(sample['file_name'])!r}"
+    height, width = int(sample["height"]), int(sample["width"])
+    masks = [_nearest(decode_segmentation(a["segmentation"], height, width, where), size) for a in kept]
     return {
         "masks": np.stack(masks) if masks else np.zeros((0, *size), dtype=bool),
         "labels": np.array([int(annotation["category_id"]) for annotation in kept], dtype=np.int64),

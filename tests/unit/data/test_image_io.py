@@ -132,10 +132,13 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
             read(tmp_path)  # type: ignore[operator]
 
 
-def test_text_is_no_image(tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").write_text("hello")
-    with pytest.raises(UserError, match="cannot identify"):
-        image_size(tmp_path / "a.jpg")
+@pytest.mark.parametrize(("content", "reason"), [("hello", "it is in no known image format"), ("", "it is empty")])
+def test_what_is_no_image(tmp_path: Path, content: str, reason: str) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_text(content)
+    with pytest.raises(UserError) as error:
+        image_size(path)
+    assert str(error.value) == f"file_name {str(path)!r} cannot be read ({reason}): replace or re-encode the file"
 
 
 def test_unknown_format() -> None:

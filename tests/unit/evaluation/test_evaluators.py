@@ -255,6 +255,16 @@ def test_instances_by_hand(tmp_path: Path) -> None:
     assert (decode_mask(written[0]["segmentation"]) == masks[0]).all()
 
 
+def test_a_segmentation_that_means_nothing_is_named() -> None:
+    sample = {"file_name": "a.jpg", "image_id": "a", "height": 8, "width": 8}
+    result = {"instances": {"masks": torch.zeros(0, 8, 8), "labels": torch.zeros(0), "scores": torch.zeros(0)}}
+    for segmentation, words in (([["x"]], "neither polygons nor RLE"), ({"size": [9, 8], "counts": [72]}, "size")):
+        annotations = [{"category_id": 0, "segmentation": segmentation}]
+        evaluator = InstanceEvaluator(["cat"], [True])
+        with pytest.raises(UserError, match=rf"annotation of image 'a\.jpg' .*{words}"):
+            evaluator.process([{**sample, "annotations": annotations}], [result])
+
+
 def test_instances_crowd_is_no_false_alarm() -> None:
     masks = np.zeros((2, 20, 20), dtype=bool)
     masks[0, :5, :5], masks[1, 10:, 10:] = True, True

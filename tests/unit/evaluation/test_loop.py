@@ -28,6 +28,8 @@ from maskformer.evaluation import (
     format_results,
     inference_on_dataset,
 )
+from maskformer.evaluation.loop import Clock
+from maskformer.evaluation.predictions import encode_masks
 
 
 class Oracle(nn.Module):
@@ -126,6 +128,19 @@ def test_progress_lines_with_time_left(
     pattern = rf"Inference done 2/2\. Dataloading: {number}Inference: {number}Eval: {number}Total: {number}ETA=0:00:00"
     assert any(re.fullmatch(pattern, line) for line in lines), lines
     assert lines[-1].startswith("Predicted 4 images in")
+
+
+def test_cuda_is_waited_for_before_the_clock_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[torch.device] = []
+    now = iter([1.0, 2.0, 10.0, 30.0])
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    for name, expected in (("cpu", []), ("cuda:1", [torch.device("cuda:1")])):
+        clock = Clock([], torch.device(name))
+        monkeypatch.setattr("maskformer.evaluation.loop.time", SimpleNamespace(perf_counter=lambda: next(now)))
+        with clock.timing("inference"):
+            assert not waited
+        assert waited == expected
+    assert clock.seconds["inference"] == 20.0
 
 
 def test_progress_bar_on_a_terminal(
@@ -240,6 +255,37 @@ def test_pictures_show_image_truth_and_prediction(metadata: Any, samples: Any, t
     title = height - height // 2  # truth and prediction show the same: compare a patch below the middle
     left, right = picture[title : title + 40, 700:900], picture[title : title + 40, 700 + 647 : 900 + 647]
     assert any((picture[title : title + 40, 700 + d : 900 + d] == left).all() for d in range(640, 670)), right.shape
+
+
+def test_pictures_of_true_instances_of_every_kind(metadata: Any, tmp_path: Path) -> None:
+    """Polygons, RLE and compressed RLE of the same square give the same picture; crowd is left out."""
+    square = np.zeros((6, 8), dtype=bool)
+    square[1:4, 2:5] = True
+    result = {
+        "instances": {"masks": torch.from_numpy(square[None]), "labels": torch.tensor([2]), "scores": torch.ones(1)}
+    }
+    pictures = []
+    for number, segmentation in enumerate(
+        (
+            encode_masks(square[None])[0],
+            [[2, 1, 5, 1, 5, 4, 2, 4]],
+            {"size": [6, 8], "counts": [13, 3, 3, 3, 3, 3, 20]},
+        )
+    ):
+        crowd = {"category_id": 3, "iscrowd": 1, "segmentation": {"size": [6, 8], "counts": [0, 48]}}
+        sample = {
+            "image": torch.zeros(3, 6, 8, dtype=torch.uint8),
+            "height": 6,
+            "width": 8,
+            "file_name": "a.jpg",
+            "image_id": 0,
+            "annotations": [{"category_id": 2, "segmentation": segmentation}, crowd],
+        }
+        saver = PictureSaver(tmp_path / str(number), 1, metadata)
+        saver.process([sample], [result])
+        with Image.open(saver.pictures["instance/00_a"]) as picture:
+            pictures.append(np.asarray(picture))
+    assert all(np.array_equal(picture, pictures[0]) for picture in pictures)
 
 
 def test_large_images_are_shrunk(metadata: Any, tmp_path: Path) -> None:
