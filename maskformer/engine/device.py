@@ -20,7 +20,7 @@ def choose_device(name: str, num_gpus: int | None = None) -> torch.device:
 
     Args:
         name: value of ``MODEL.DEVICE``, see `maskformer.device.resolve_device`.
-        num_gpus: 0 for the CPU, 1 for one GPU, None to leave it to `name`.
+        num_gpus: 0 for the CPU, 1 for one CUDA device, None to leave it to `name`.
 
     Raises:
         UserError: if the device is not known, not there, or the two contradict each other.
@@ -29,6 +29,8 @@ def choose_device(name: str, num_gpus: int | None = None) -> torch.device:
         if name not in ("auto", "cpu"):
             raise UserError(f"--num-gpus 0 asks for the CPU but MODEL.DEVICE is {name!r}; drop one of the two")
         return torch.device("cpu")
+    if num_gpus == 1 and name != "auto" and not name.startswith("cuda"):
+        raise UserError(f"--num-gpus 1 asks for a GPU but MODEL.DEVICE is {name!r}; drop one of the two")
     if num_gpus == 1 and name == "auto" and not torch.cuda.is_available():
         raise UserError(
             "--num-gpus 1 asks for a GPU but this PyTorch sees no CUDA device; use --num-gpus 0 to run on the CPU"

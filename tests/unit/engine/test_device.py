@@ -25,10 +25,16 @@ def draw() -> tuple[float, float, float, float]:
 
 def test_zero_gpus_means_the_cpu() -> None:
     assert choose_device("auto", 0) == torch.device("cpu")
-    assert choose_device("cpu", 1) == torch.device("cpu")
+    assert choose_device("cpu", 0) == choose_device("cpu") == torch.device("cpu")
     assert "cpu" in describe_device(torch.device("cpu"))
     with pytest.raises(UserError, match=r"--num-gpus 0 asks for the CPU but MODEL.DEVICE is 'cuda'"):
         choose_device("cuda", 0)
+
+
+@pytest.mark.parametrize("name", ["cpu", "mps"])
+def test_one_gpu_contradicts_a_device_that_is_none(name: str) -> None:
+    with pytest.raises(UserError, match=rf"--num-gpus 1 asks for a GPU but MODEL.DEVICE is '{name}'; drop one"):
+        choose_device(name, 1)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
