@@ -6,7 +6,6 @@ import datetime
 import json
 import logging
 import math
-import resource
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,11 @@ import torch
 from torch import Tensor
 
 from maskformer.errors import UserError
+
+try:
+    import resource
+except ImportError:  # only on POSIX
+    resource = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
@@ -128,9 +132,14 @@ class StepTimer:
 
 
 def max_memory_mb(device: torch.device) -> float:
-    """Peak memory in MiB: of the tensors on a CUDA device, else of this process (resident set)."""
+    """Peak memory in MiB: of the tensors on a CUDA device, else of this process (resident set).
+
+    NaN where the operating system does not say.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    if resource is None:
+        return math.nan
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # macOS counts bytes, Linux KiB
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from tests.unit.engine.fakes import make_trainer
 from PIL import Image
 
+from maskformer.engine import metrics_log
 from maskformer.engine.hooks import CheckpointHook, Evaluation, EvaluationHook, MetricsHook, ProgressHook
 from maskformer.engine.metrics_log import JsonLines, LogLine, LossWindow, MetricsLog, Record, StepTimer, TensorBoard
 from maskformer.engine.trainer import Trainer
@@ -118,6 +121,17 @@ def test_window_reads_steps_with_different_terms_and_names_many_images_briefly()
     window.clear()
     with pytest.raises(UserError, match=r"7.png and 2 more; look"):
         window.add(2, {"a": torch.tensor(math.nan)}, [f"{i}.png" for i in range(10)])
+
+
+def test_memory_is_not_known_where_the_system_does_not_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert metrics_log.max_memory_mb(CPU) > 10
+    monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows: importing it fails
+    spec = importlib.util.spec_from_file_location("metrics_log_elsewhere", metrics_log.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    elsewhere = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(elsewhere)
+    assert math.isnan(elsewhere.max_memory_mb(CPU))
 
 
 def test_timer() -> None:
