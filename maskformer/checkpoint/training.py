@@ -45,8 +45,6 @@ def save_checkpoint(
 ) -> Path:
     """Writes one complete checkpoint, then names it in ``last_checkpoint``, then removes old ones.
 
-    Interrupted at any moment, ``last_checkpoint`` names a complete file.
-
     Args:
         folder: the run's ``OUTPUT_DIR``.
         iteration: number of the last finished step, from 0.
@@ -84,13 +82,18 @@ def save_checkpoint(
         "extra": dict(extra or {}),
     }
     path = Path(folder) / (name or f"model_{iteration:07d}.pth")
+    _write(path, content)
+    _remove_old(path, keep_last)
+    return path
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    """The file, then its name in ``last_checkpoint``: that names a complete file whenever this is interrupted."""
     plain = {key: _plain(value, key) for key, value in content.items()}
     with atomic_write(path) as file:
         torch.save(plain, file)
     with atomic_write(path.with_name(LAST_NAME)) as file:
         file.write(path.name.encode())
-    _remove_old(path, keep_last)
-    return path
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
