@@ -115,7 +115,7 @@ class MLP(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., widths[0]) → (..., widths[-1])."""
+        """(B, N, widths[0]) → (B, N, widths[-1]), for any leading axes."""
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
             x = layer(x) if i == last else F.relu(layer(x))

@@ -95,7 +95,7 @@ class FeedForward(nn.Module):
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., C) → (..., C)."""
+        """(B, N, C) → (B, N, C)."""
         return self.drop(self.fc2(self.drop(F.gelu(self.fc1(x)))))
 
 
