@@ -36,9 +36,9 @@ UNREAD: dict[str, Unread] = {
     "MODEL.RESNETS.OUT_FEATURES": Unread(
         (["res2", "res3", "res4", "res5"],), "choose among the four with MODEL.SEM_SEG_HEAD.IN_FEATURES"
     ),
-    # Channels after the stem: follows from STEM_TYPE (basic 64, deeplab 128).
+    # Channels after the stem: follows from STEM_TYPE (basic 64, deeplab 128), and must agree with it.
     "MODEL.RESNETS.STEM_OUT_CHANNELS": Unread((64, 128), "leave it out, it follows from MODEL.RESNETS.STEM_TYPE"),
-    # Channels of res2: follows from DEPTH (18 and 34: 64, else 256).
+    # Channels of res2: follows from DEPTH (18 and 34: 64, else 256); 64 is refused where 256 are built.
     "MODEL.RESNETS.RES2_OUT_CHANNELS": Unread((256, 64), "leave it out, it follows from MODEL.RESNETS.DEPTH"),
     # ResNeXt.
     "MODEL.RESNETS.NUM_GROUPS": Unread((1,), "use MODEL.BACKBONE.NAME timm with a ResNeXt as MODEL.TIMM.NAME"),

@@ -43,7 +43,7 @@ TIMM: dict[str, Any] = {
 SEM_SEG_HEAD: dict[str, Any] = {
     "NAME": "MaskFormerHead",  # "MaskFormerHead", "PerPixelBaselineHead", "PerPixelBaselinePlusHead". Published.
     "IN_FEATURES": ["res2", "res3", "res4", "res5"],  # maps the pixel decoder joins, finest first. Published.
-    "IGNORE_VALUE": 255,  # label of unsupervised pixels in label maps. Published.
+    "IGNORE_VALUE": 255,  # label of unsupervised pixels in label maps, no class. Published.
     "NUM_CLASSES": 150,  # K, classes without "no object"; > 0. Published.
     "COMMON_STRIDE": 4,  # stride of the logits over the image; 4 is the one there is. Published.
     "LOSS_WEIGHT": 1.0,  # weight of the per-pixel cross-entropy, >= 0. Published.
@@ -57,7 +57,7 @@ SEM_SEG_HEAD: dict[str, Any] = {
 MASK_FORMER: dict[str, Any] = {
     "TRANSFORMER_IN_FEATURE": "res5",  # map the transformer reads: "res2" ... "res5", "transformer_encoder". Published.
     "DEEP_SUPERVISION": True,  # a loss after every decoder layer. Published.
-    "NO_OBJECT_WEIGHT": 0.1,  # weight of "no object" in the class loss, >= 0. Published.
+    "NO_OBJECT_WEIGHT": 0.1,  # weight of "no object" in the class loss, > 0. Published.
     "DICE_WEIGHT": 1.0,  # weight of the dice loss and of its matching cost, >= 0. Published.
     "MASK_WEIGHT": 20.0,  # weight of the focal loss and of its matching cost, >= 0. Published.
     "MATCHER": "hungarian",  # "hungarian": cheapest assignment; "fixed": query i explains class i (Q = K). Ours.

@@ -14,7 +14,7 @@ import yaml
 from maskformer.config.compat import UNREAD
 from maskformer.config.defaults import DEFAULTS, ELEMENT_TYPE_WHERE_EMPTY, TYPE_WHERE_NONE
 from maskformer.config.loading import Setting, decode, find_config, parse_overrides, read_config
-from maskformer.config.validation import validate_values
+from maskformer.config.validation import STEM_CHANNELS, validate_values
 from maskformer.errors import UserError
 
 
@@ -178,6 +178,8 @@ def get_cfg(config_file: str | Path | None = None, overrides: Sequence[Any] = ()
     cfg = CfgNode(_schema_tree())
     settings = read_config(find_config(config_file)) if config_file is not None else []
     origins = merge(cfg, [*settings, *parse_overrides(overrides)])
+    if "MODEL.RESNETS.STEM_OUT_CHANNELS" not in origins:  # it follows the stem, in what is dumped too
+        cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = STEM_CHANNELS.get(cfg.MODEL.RESNETS.STEM_TYPE, 64)
     validate_values(dict(flatten(cfg)), origins)
     return cfg
 

@@ -46,6 +46,9 @@ LENGTHS: dict[str, int] = {
     "INPUT.CROP.SIZE": 2,
 }
 
+STEM_CHANNELS = {"basic": 64, "deeplab": 128}
+"""Channels after the stem of a ResNet by its type."""
+
 # Bounds hold for every element of a list.
 POSITIVE = (
     *("MODEL.PIXEL_STD", "MODEL.RESNETS.RES4_DILATION", "MODEL.RESNETS.RES5_DILATION", "MODEL.RESNETS.RES5_MULTI_GRID"),
@@ -53,7 +56,8 @@ POSITIVE = (
     *("MODEL.SWIN.NUM_HEADS", "MODEL.SWIN.WINDOW_SIZE", "MODEL.SWIN.MLP_RATIO"),
     *("MODEL.SEM_SEG_HEAD.NUM_CLASSES", "MODEL.SEM_SEG_HEAD.CONVS_DIM", "MODEL.SEM_SEG_HEAD.MASK_DIM"),
     *("MODEL.MASK_FORMER.HIDDEN_DIM", "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", "MODEL.MASK_FORMER.NHEADS"),
-    *("MODEL.MASK_FORMER.DIM_FEEDFORWARD", "MODEL.MASK_FORMER.DEC_LAYERS"),
+    # Without a weight for "no object", the class loss of a batch without segments would be 0 / 0.
+    *("MODEL.MASK_FORMER.DIM_FEEDFORWARD", "MODEL.MASK_FORMER.DEC_LAYERS", "MODEL.MASK_FORMER.NO_OBJECT_WEIGHT"),
     *("INPUT.MIN_SIZE_TRAIN", "INPUT.MAX_SIZE_TRAIN", "INPUT.MAX_SIZE_TEST", "INPUT.CROP.SIZE"),
     *("INPUT.CROP.SINGLE_CATEGORY_MAX_AREA", "DATALOADER.PREFETCH_FACTOR"),
     *("SOLVER.BASE_LR", "SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.GAMMA"),
@@ -62,7 +66,7 @@ POSITIVE = (
 )
 NOT_NEGATIVE = (
     *("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT", "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS"),
-    *("MODEL.MASK_FORMER.NO_OBJECT_WEIGHT", "MODEL.MASK_FORMER.DICE_WEIGHT", "MODEL.MASK_FORMER.MASK_WEIGHT"),
+    *("MODEL.MASK_FORMER.DICE_WEIGHT", "MODEL.MASK_FORMER.MASK_WEIGHT"),
     *("MODEL.MASK_FORMER.ENC_LAYERS", "INPUT.MIN_SIZE_TEST", "DATALOADER.NUM_WORKERS"),
     *("SOLVER.BACKBONE_MULTIPLIER", "SOLVER.WEIGHT_DECAY", "SOLVER.WEIGHT_DECAY_NORM", "SOLVER.WEIGHT_DECAY_EMBED"),
     *("SOLVER.WARMUP_ITERS", "TEST.EVAL_PERIOD", "TEST.PICTURES", "CHECKPOINT.KEEP_LAST"),
@@ -166,6 +170,12 @@ def _check_model(cfg: _Checker) -> None:
                     "MODEL.SWIN.NUM_HEADS",
                     f" but stage {stage + 1} has {cfg['MODEL.SWIN.EMBED_DIM'] << stage} channels: give divisors",
                 )
+    classes = cfg["MODEL.SEM_SEG_HEAD.NUM_CLASSES"]
+    if cfg["MODEL.SEM_SEG_HEAD.IGNORE_VALUE"] < classes:
+        cfg.refuse(
+            "MODEL.SEM_SEG_HEAD.IGNORE_VALUE",
+            f" but labels 0 to {classes - 1} are classes: set it to that of unsupervised pixels, {classes} or more",
+        )
     features = cfg["MODEL.SEM_SEG_HEAD.IN_FEATURES"]
     if list(features) != sorted(set(features)) or not set(features) <= {"res2", "res3", "res4", "res5"}:
         cfg.refuse(
@@ -174,16 +184,20 @@ def _check_model(cfg: _Checker) -> None:
 
 
 def _check_resnet(cfg: _Checker) -> None:
-    """The stem: its type follows the backbone's name, its width the type."""
+    """The stem's type follows the backbone's name; its width, and the width of res2, must be those that are built."""
     stem, deeplab = cfg["MODEL.RESNETS.STEM_TYPE"], cfg["MODEL.BACKBONE.NAME"] == "build_resnet_deeplab_backbone"
     if stem == "deeplab" and not deeplab:
         cfg.refuse(
             "MODEL.RESNETS.STEM_TYPE",
             " but needs another backbone: set MODEL.BACKBONE.NAME build_resnet_deeplab_backbone",
         )
-    width = 128 if stem == "deeplab" else 64
-    if cfg["MODEL.RESNETS.STEM_OUT_CHANNELS"] not in (64, width):
-        cfg.refuse("MODEL.RESNETS.STEM_OUT_CHANNELS", f" but a {stem} stem has {width} channels: leave it out")
+    width = STEM_CHANNELS[stem]
+    if cfg["MODEL.RESNETS.STEM_OUT_CHANNELS"] != width:
+        cfg.refuse("MODEL.RESNETS.STEM_OUT_CHANNELS", f" but a {stem} stem has {width} channels: set it to {width}")
+    depth = cfg["MODEL.RESNETS.DEPTH"]
+    # The default, 256, stands in every config that does not name the key, so it is no contradiction to depth 18.
+    if cfg["MODEL.RESNETS.RES2_OUT_CHANNELS"] == 64 and depth > 34:
+        cfg.refuse("MODEL.RESNETS.RES2_OUT_CHANNELS", f" but res2 of a ResNet-{depth} has 256 channels: leave it out")
 
 
 def _check_transformer(cfg: _Checker) -> None:
@@ -218,8 +232,13 @@ def _check_input(cfg: _Checker) -> None:
     sizes = cfg["INPUT.MIN_SIZE_TRAIN"]
     if cfg["INPUT.MIN_SIZE_TRAIN_SAMPLING"] == "range" and (len(sizes) != 2 or sizes[0] > sizes[1]):
         cfg.refuse("INPUT.MIN_SIZE_TRAIN", " but MIN_SIZE_TRAIN_SAMPLING is range: give the two ends, smaller first")
-    if not cfg["INPUT.CROP.ENABLED"]:
-        return
+    if cfg["INPUT.CROP.ENABLED"]:
+        _check_crop(cfg)
+    _check_canvas(cfg)
+
+
+def _check_crop(cfg: _Checker) -> None:
+    """The crop's size fits its type."""
     crop, kind = cfg["INPUT.CROP.SIZE"], cfg["INPUT.CROP.TYPE"]
     if kind.startswith("relative") and max(crop) > 1:
         cfg.refuse("INPUT.CROP.SIZE", f" but INPUT.CROP.TYPE {kind} takes shares up to 1: set INPUT.CROP.TYPE absolute")
@@ -227,10 +246,37 @@ def _check_input(cfg: _Checker) -> None:
         cfg.refuse("INPUT.CROP.SIZE", f" but INPUT.CROP.TYPE {kind} takes pixels: give whole numbers")
     if kind == "absolute_range" and crop[0] > crop[1]:
         cfg.refuse("INPUT.CROP.SIZE", " but INPUT.CROP.TYPE absolute_range takes two ends: give the smaller first")
-    canvas = cfg["INPUT.SIZE_DIVISIBILITY"]
-    if kind == "absolute" and 0 < canvas < max(crop) and cfg["INPUT.DATASET_MAPPER_NAME"] != "detr_panoptic":
+
+
+def _check_canvas(cfg: _Checker) -> None:
+    """The training canvas holds what resizing and cropping leave, as far as that is known without the images."""
+    canvas, longest = cfg["INPUT.SIZE_DIVISIBILITY"], cfg["INPUT.MAX_SIZE_TRAIN"]
+    if not 0 < canvas < longest or cfg["INPUT.DATASET_MAPPER_NAME"] == "detr_panoptic":  # which has no canvas
+        return
+    shorter = max(cfg["INPUT.MIN_SIZE_TRAIN"])
+    if not cfg["INPUT.CROP.ENABLED"]:
+        if canvas < shorter:
+            cfg.refuse(
+                "INPUT.SIZE_DIVISIBILITY",
+                f" but images are resized to a shorter side of up to {shorter} (INPUT.MIN_SIZE_TRAIN) and not cropped:"
+                " make the canvas at least as large, set it to -1, or enable INPUT.CROP",
+            )
+        return
+    crop, kind = cfg["INPUT.CROP.SIZE"], cfg["INPUT.CROP.TYPE"]
+    if kind.startswith("absolute"):
+        if canvas < max(crop):
+            cfg.refuse(
+                "INPUT.SIZE_DIVISIBILITY",
+                f" but INPUT.CROP.SIZE is up to {max(crop):g} pixels a side: make the canvas at least as large",
+            )
+        return
+    # Of the longer side, which is no shorter than this, whichever side of the crop it is.
+    least = int(min(shorter, longest) * min(crop) + 0.5)
+    if canvas < least:
         cfg.refuse(
-            "INPUT.SIZE_DIVISIBILITY", f" but crops are {crop[0]} x {crop[1]}: make the canvas at least as large"
+            "INPUT.SIZE_DIVISIBILITY",
+            f" but crops can be {least} pixels or more a side (INPUT.MIN_SIZE_TRAIN times INPUT.CROP.SIZE):"
+            " make the canvas at least as large, or crop less",
         )
 
 

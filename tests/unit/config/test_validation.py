@@ -10,10 +10,14 @@ from maskformer.config import get_cfg
 from maskformer.config.defaults import DEFAULTS
 from maskformer.config.tree import flatten
 from maskformer.config.validation import CHOICES, LENGTHS, NOT_EMPTY, NOT_NEGATIVE, POSITIVE, RATES, SHARES
+from maskformer.data.recipes import recipe_task
 from maskformer.errors import UserError
 
 CROP = ["INPUT.CROP.ENABLED", "True", "INPUT.CROP.TYPE"]
 PER_PIXEL = ["MODEL.META_ARCHITECTURE", "SemanticSegmentor", "MODEL.SEM_SEG_HEAD.NAME", "PerPixelBaselineHead"]
+DEEPLAB = ["MODEL.BACKBONE.NAME", "build_resnet_deeplab_backbone", "MODEL.RESNETS.STEM_TYPE", "deeplab"]
+CANVAS = ["INPUT.SIZE_DIVISIBILITY", "512"]
+DETR = ["INPUT.DATASET_MAPPER_NAME", "detr_panoptic"]
 PLUS = ["MODEL.META_ARCHITECTURE", "SemanticSegmentor", "MODEL.SEM_SEG_HEAD.NAME", "PerPixelBaselinePlusHead"]
 
 
@@ -28,7 +32,17 @@ PLUS = ["MODEL.META_ARCHITECTURE", "SemanticSegmentor", "MODEL.SEM_SEG_HEAD.NAME
         ("MODEL.RESNETS.DEPTH", ["MODEL.RESNETS.DEPTH", "51"]),
         ("MODEL.RESNETS.STEM_TYPE", ["MODEL.RESNETS.STEM_TYPE", "deeplab"]),
         ("MODEL.RESNETS.STEM_OUT_CHANNELS", ["MODEL.RESNETS.STEM_OUT_CHANNELS", "128"]),
+        ("MODEL.RESNETS.STEM_OUT_CHANNELS", [*DEEPLAB, "MODEL.RESNETS.STEM_OUT_CHANNELS", "64"]),
+        ("MODEL.RESNETS.RES2_OUT_CHANNELS", ["MODEL.RESNETS.RES2_OUT_CHANNELS", "64"]),
+        (
+            "MODEL.RESNETS.RES2_OUT_CHANNELS",
+            ["MODEL.RESNETS.DEPTH", "101", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"],
+        ),
         ("MODEL.TIMM.NAME", ["MODEL.BACKBONE.NAME", "timm"]),
+        ("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", ["MODEL.SEM_SEG_HEAD.IGNORE_VALUE", "149"]),
+        ("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", [*PER_PIXEL, "MODEL.SEM_SEG_HEAD.IGNORE_VALUE", "0"]),
+        ("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "847"]),
+        ("MODEL.MASK_FORMER.NO_OBJECT_WEIGHT", ["MODEL.MASK_FORMER.NO_OBJECT_WEIGHT", "0.0"]),
         (
             "MODEL.SWIN.NUM_HEADS",
             ["MODEL.BACKBONE.NAME", "D2SwinTransformer", "MODEL.SWIN.NUM_HEADS", "[3, 6, 12, 23]"],
@@ -58,6 +72,13 @@ PLUS = ["MODEL.META_ARCHITECTURE", "SemanticSegmentor", "MODEL.SEM_SEG_HEAD.NAME
         (
             "INPUT.SIZE_DIVISIBILITY",
             [*CROP, "absolute", "INPUT.CROP.SIZE", "(64, 128)", "INPUT.SIZE_DIVISIBILITY", "96"],
+        ),
+        ("INPUT.SIZE_DIVISIBILITY", ["INPUT.MIN_SIZE_TRAIN", "[800]", "INPUT.SIZE_DIVISIBILITY", "512"]),
+        ("INPUT.SIZE_DIVISIBILITY", ["INPUT.MIN_SIZE_TRAIN", "[256, 513]", "INPUT.SIZE_DIVISIBILITY", "512"]),
+        ("INPUT.SIZE_DIVISIBILITY", [*CROP, "absolute_range", "INPUT.CROP.SIZE", "(384, 600)", *CANVAS]),
+        (
+            "INPUT.SIZE_DIVISIBILITY",
+            [*CROP, "relative_range", "INPUT.CROP.SIZE", "(0.9, 0.7)", "INPUT.MIN_SIZE_TRAIN", "[800]", *CANVAS],
         ),
         ("SOLVER.STEPS", ["SOLVER.STEPS", "(20, 10)"]),
         ("SOLVER.BASE_LR", ["SOLVER.BASE_LR", "0.0"]),
@@ -91,12 +112,54 @@ def test_refused_in_one_sentence(key: str, overrides: list[Any]) -> None:
         [*CROP, "absolute", "INPUT.CROP.SIZE", "(512, 1024)"],
         [*CROP, "relative", "INPUT.CROP.SIZE", "(1, 0.5)"],
         ["INPUT.MIN_SIZE_TRAIN_SAMPLING", "range", "INPUT.MIN_SIZE_TRAIN", "(256, 512)"],
+        ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "11", "MODEL.SEM_SEG_HEAD.IGNORE_VALUE", "11"],  # as CamVid
+        [*DEEPLAB, "MODEL.RESNETS.STEM_OUT_CHANNELS", "128"],
+        ["MODEL.RESNETS.DEPTH", "34", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"],
+        # Canvases that hold every image, or may do so, depending on their proportions.
+        ["INPUT.MIN_SIZE_TRAIN", "[512]", *CANVAS],
+        ["INPUT.MIN_SIZE_TRAIN", "[800]", "INPUT.MAX_SIZE_TRAIN", "512", *CANVAS],
+        [*CROP, "absolute", "INPUT.CROP.SIZE", "(512, 512)", *CANVAS],
+        [*CROP, "absolute", "INPUT.CROP.SIZE", "(600, 600)", "INPUT.MAX_SIZE_TRAIN", "512", *CANVAS],
+        [*CROP, "relative", "INPUT.CROP.SIZE", "(0.9, 0.6)", "INPUT.MIN_SIZE_TRAIN", "[800]", *CANVAS],
+        [*CROP, "absolute_range", "INPUT.CROP.SIZE", "(384, 600)", *CANVAS, *DETR],
+        ["INPUT.MIN_SIZE_TRAIN", "[800]", *CANVAS, *DETR],
         ["MODEL.DEVICE", "cuda:3"],
         ["SOLVER.BACKBONE_MULTIPLIER", "0.0", "INPUT.MIN_SIZE_TEST", "0"],
     ],
 )
 def test_accepted(overrides: list[str]) -> None:
     get_cfg(None, overrides)
+
+
+NEEDED_BY_CHOICES: dict[Any, list[str]] = {
+    "SemanticSegmentor": PER_PIXEL,
+    "PerPixelBaselineHead": PER_PIXEL,
+    "PerPixelBaselinePlusHead": [*PLUS, "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", "150"],
+    "timm": ["MODEL.TIMM.NAME", "resnet50"],
+    "deeplab": DEEPLAB,
+    "transformer_encoder": ["MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME", "TransformerEncoderPixelDecoder"],
+    "fixed": ["MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", "150"],
+    "range": ["INPUT.MIN_SIZE_TRAIN", "(256, 512)"],
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in CHOICES.items() for value in values])
+def test_every_choice_is_accepted(key: str, value: Any) -> None:
+    assert dict(flatten(get_cfg(None, [*NEEDED_BY_CHOICES.get(value, []), key, value])))[key] == value
+
+
+@pytest.mark.parametrize("key", CHOICES)
+def test_no_other_choice_is_accepted(key: str) -> None:
+    other = "of_another_kind" if isinstance(CHOICES[key][0], str) else 7
+    with pytest.raises(UserError, match=rf"^command line: {key} is {other!r} but must be .*: choose one of them$"):
+        get_cfg(None, [key, other])
+
+
+def test_the_recipes_that_can_be_chosen_are_those_there_are() -> None:
+    choices = CHOICES["INPUT.DATASET_MAPPER_NAME"]
+    assert set(choices) == {"mask_former_semantic", "mask_former_panoptic", "mask_former_instance", "detr_panoptic"}
+    tasks = [recipe_task(get_cfg(None, ["INPUT.DATASET_MAPPER_NAME", name])) for name in choices]
+    assert sorted(tasks) == ["instance", "panoptic", "panoptic", "semantic"]
 
 
 def test_tables_name_existing_keys() -> None:
