@@ -295,7 +295,8 @@ def _crop_rule(cfg: CfgNode) -> CropRule | None:
     elif crop.TYPE == "absolute_range" and size[0] > size[1]:
         raise UserError(f"INPUT.CROP.SIZE is {size}, but TYPE 'absolute_range' needs the smaller number first")
     canvas = cfg.INPUT.SIZE_DIVISIBILITY
-    if not crop.TYPE.startswith("relative") and 0 < canvas < max(size) and "detr" not in cfg.INPUT.DATASET_MAPPER_NAME:
+    too_large = not crop.TYPE.startswith("relative") and 0 < canvas < min(max(size), cfg.INPUT.MAX_SIZE_TRAIN)
+    if too_large and "detr" not in cfg.INPUT.DATASET_MAPPER_NAME:
         raise UserError(
             f"INPUT.SIZE_DIVISIBILITY {canvas} is smaller than INPUT.CROP.SIZE {size}: crops would not fit the canvas"
         )

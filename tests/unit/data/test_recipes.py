@@ -280,6 +280,12 @@ def test_bad_values(make_cfg: Make, changes: dict[str, Any], message: str) -> No
         build_recipe(cfg, get_metadata("shapes_semantic_train"), training=True)
 
 
+def test_a_canvas_of_the_longest_side_holds_every_crop(make_cfg: Make) -> None:
+    settings = {"CROP__TYPE": "absolute", "CROP__SIZE": [96, 96], "MAX_SIZE_TRAIN": 64, "SIZE_DIVISIBILITY": 64}
+    cfg = make_cfg(INPUT__CROP__ENABLED=True, **{f"INPUT__{key}": value for key, value in settings.items()})
+    assert build_recipe(cfg, get_metadata("shapes_semantic_train"), training=True).canvas == 64
+
+
 def test_mirror_is_a_step_of_its_own() -> None:
     image = rng().integers(0, 256, (4, 5, 3), dtype=np.uint8)
     assert np.array_equal(Geometry((4, 5)).then(Mirror()).apply_to_image(image), cv2.flip(image, 1))
