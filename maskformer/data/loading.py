@@ -150,6 +150,7 @@ def build_train_loader(
     metadata: Metadata | None = None,
     start_position: int = 0,
     *,
+    datasets: Sequence[Dataset] | None = None,
     rank: int = 0,
     world_size: int = 1,
 ) -> TrainLoader:
@@ -159,13 +160,15 @@ def build_train_loader(
         cfg: reads ``DATASETS.TRAIN, INPUT, DATALOADER, SOLVER.IMS_PER_BATCH, SEED`` (negative: 0), ``MODEL.DEVICE``.
         metadata: what the model was built for; the data must have the same classes. None: the first data set's.
         start_position: `TrainLoader.position` of the run to continue.
+        datasets: those of ``DATASETS.TRAIN`` if they are there already, so that they are not listed again.
         rank: of this process.
         world_size: number of processes; each gets ``IMS_PER_BATCH / world_size`` samples a batch.
 
     Raises:
         UserError: if a data set is missing, empty, does not fit the config or the other data sets.
     """
-    datasets = [catalog.get_dataset(name) for name in _names(cfg, "TRAIN")]
+    if datasets is None:
+        datasets = [catalog.get_dataset(name) for name in _names(cfg, "TRAIN")]
     metadata = metadata or datasets[0].metadata
     for dataset in datasets:
         check_same_classes(metadata, dataset.metadata)
@@ -236,17 +239,23 @@ class TestLoader:
     Attributes:
         dataset: what is read (records and metadata).
         indices: indices of the records this rank reads.
+
+    Args:
+        dataset: what to read.
+        loader: samples of `batches`, in their order.
+        batches: keys of the samples of each batch.
+        indices: of the records in `batches`.
     """
 
     __test__ = False  # not a test case, whatever pytest thinks of the name
 
-    def __init__(self, cfg: CfgNode, dataset: Dataset, rank: int, world_size: int) -> None:
+    def __init__(
+        self, *, dataset: Dataset, loader: data.DataLoader[Any], batches: Sequence[Sequence[Key]], indices: range
+    ) -> None:
         self.dataset = dataset
-        count = len(dataset.records)
-        self.indices = range(count * rank // world_size, count * (rank + 1) // world_size)
-        self._batches = _equal_size_batches(dataset, self.indices, int(cfg.TEST.IMS_PER_BATCH))
-        recipe = build_recipe(cfg, dataset.metadata, training=False)
-        self._loader = _torch_loader(cfg, SampleSource([(dataset.records, recipe)], 0), self._batches)
+        self.indices = indices
+        self._batches = batches
+        self._loader = loader
 
     @property
     def metadata(self) -> Metadata:
@@ -280,18 +289,24 @@ def _equal_size_batches(dataset: Dataset, indices: Sequence[int], batch_size: in
     return batches
 
 
-def build_test_loader(cfg: CfgNode, dataset_name: str, *, rank: int = 0, world_size: int = 1) -> TestLoader:
+def build_test_loader(cfg: CfgNode, dataset: str | Dataset, *, rank: int = 0, world_size: int = 1) -> TestLoader:
     """A loader that reads each image of a data set exactly once, in order.
 
     Args:
         cfg: reads ``INPUT, DATALOADER, TEST.IMS_PER_BATCH, MODEL.DEVICE``.
-        dataset_name: catalog name.
+        dataset: or its catalog name.
         rank: of this process; ranks get consecutive shares.
         world_size: number of processes.
 
     Raises:
         UserError: if the data set is missing, empty or does not fit the config.
     """
-    dataset = catalog.get_dataset(dataset_name)
+    if isinstance(dataset, str):
+        dataset = catalog.get_dataset(dataset)
     check_dataset_against_config(cfg, dataset.metadata, training=False)
-    return TestLoader(cfg, dataset, rank, world_size)
+    count = len(dataset.records)
+    indices = range(count * rank // world_size, count * (rank + 1) // world_size)
+    batches = _equal_size_batches(dataset, indices, int(cfg.TEST.IMS_PER_BATCH))
+    source = SampleSource([(dataset.records, build_recipe(cfg, dataset.metadata, training=False))], 0)
+    loader = _torch_loader(cfg, source, batches)
+    return TestLoader(dataset=dataset, loader=loader, batches=batches, indices=indices)

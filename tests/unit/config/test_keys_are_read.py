@@ -6,6 +6,9 @@ import ast
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple, TypeGuard
+
+import pytest
 
 import maskformer
 from maskformer.config.compat import UNREAD
@@ -18,16 +21,50 @@ KEYS = frozenset([*READ, *UNREAD])
 SECTIONS = frozenset(".".join(key.split(".")[:depth]) for key in KEYS for depth in range(len(key.split("."))))
 ROOT = ""  # the section that holds all others
 
-# (function or class, parameter) -> sections that calls pass to it
-Bindings = dict[tuple[str, str], set[str]]
+# (function or class, parameter) -> what calls pass to it
+Passed = dict[tuple[str, str], set[str]]
+
+
+class Bindings(NamedTuple):
+    """What calls pass on: sections of the config, and texts that may name what is below one."""
+
+    sections: Passed
+    texts: Passed
+
+    def __len__(self) -> int:
+        return sum(map(len, (*self.sections.values(), *self.texts.values())))
 
 
 def _join(section: str, name: str) -> str:
     return f"{section}.{name}" if section else name
 
 
-def _constants(tree: ast.AST) -> set[str]:
-    return {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+def _texts(tree: ast.AST) -> dict[str, set[str]]:
+    """Names that are assigned texts or tables of them, or loop over such a table, and those texts."""
+    pairs = [(n.target, n.iter) for n in ast.walk(tree) if isinstance(n, (ast.For, ast.comprehension))]
+    pairs += [(target, n.value) for n in ast.walk(tree) if isinstance(n, ast.Assign) for target in n.targets]
+    pairs += [(n.target, n.value) for n in ast.walk(tree) if isinstance(n, ast.AnnAssign) and n.value is not None]
+    found: dict[str, set[str]] = defaultdict(set)
+    for _ in range(2):  # first the tables, then the loops over a table that has a name
+        for target, value in pairs:
+            table = value.func.value if _is_items(value) else value
+            if isinstance(table, ast.Name):
+                texts = set(found[table.id])
+            elif isinstance(table, (ast.Constant, ast.Tuple, ast.List, ast.Set, ast.Dict)):
+                constants = [node.value for node in ast.walk(table) if isinstance(node, ast.Constant)]
+                texts = {constant for constant in constants if isinstance(constant, str)}
+            else:
+                continue
+            for name in ast.walk(target):
+                if isinstance(name, ast.Name):
+                    found[name.id] |= texts
+    return found
+
+
+def _is_items(node: ast.AST) -> TypeGuard[Any]:
+    """Whether a table's items, keys or values are taken."""
+    method = node.func if isinstance(node, ast.Call) else None
+    return isinstance(method, ast.Attribute) and method.attr in ("items", "keys", "values")
 
 
 def _parameters(tree: ast.AST) -> dict[str, list[str]]:
@@ -49,7 +86,7 @@ class Reader(ast.NodeVisitor):
     def __init__(self, tree: ast.Module, parameters: Mapping[str, list[str]], bindings: Bindings) -> None:
         self.parameters = parameters
         self.bindings = bindings
-        self.constants = _constants(tree)
+        self.texts = _texts(tree)
         self.names: dict[str, set[str]] = {"cfg": {ROOT}}
         self.owner = ""
         self.keys: set[str] = set()
@@ -64,14 +101,18 @@ class Reader(ast.NodeVisitor):
                 return self.names.get(ast.unparse(node), {ROOT})
             return self._below(node.value, [node.attr])
         if isinstance(node, ast.Subscript):
-            known = isinstance(node.slice, ast.Constant)
-            return self._below(node.value, [node.slice.value] if known else self.constants)
+            return self._below(node.value, self._named(node.slice))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr":
-            known = isinstance(node.args[1], ast.Constant)
-            return self._below(node.args[0], [node.args[1].value] if known else self.constants)
+            return self._below(node.args[0], self._named(node.args[1]))
         if isinstance(node, ast.IfExp):
             return self.sections(node.body) | self.sections(node.orelse)
         return set()
+
+    def _named(self, node: ast.AST) -> Iterable[object]:
+        """Texts that an index may be."""
+        if isinstance(node, ast.Constant):
+            return [node.value]
+        return self.texts.get(node.id, ()) if isinstance(node, ast.Name) else ()
 
     def _below(self, node: ast.AST, names: Iterable[object]) -> set[str]:
         below = {_join(section, str(name)) for section in self.sections(node) for name in names}
@@ -104,12 +145,16 @@ class Reader(ast.NodeVisitor):
         self.owner = outer
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
-        outer = dict(self.names)
+        outer, outer_texts = dict(self.names), self.texts
+        self.texts = dict(self.texts)
         called = self.owner if node.name == "__init__" else node.name
         for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs):
-            given = self.bindings.get((called, argument.arg), set())
+            given = self.bindings.sections.get((called, argument.arg), set())
+            texts = self.bindings.texts.get((called, argument.arg), set())
+            self.texts[argument.arg] = self.texts.get(argument.arg, set()) | texts
             self.names[argument.arg] = given | ({ROOT} if argument.arg == "cfg" else set())
         self.generic_visit(node)
+        self.texts = outer_texts
         # self.solver = cfg.SOLVER in one method is read in others.
         self.names = {**outer, **{name: value for name, value in self.names.items() if name.startswith("self.")}}
 
@@ -123,7 +168,9 @@ class Reader(ast.NodeVisitor):
         ]
         for parameter, value in passed:
             if parameter and self.sections(value) & SECTIONS:
-                self.bindings[called, parameter] |= self.sections(value) & SECTIONS
+                self.bindings.sections[called, parameter] |= self.sections(value) & SECTIONS
+            if parameter and isinstance(value, ast.Constant) and isinstance(value.value, str):
+                self.bindings.texts[called, parameter].add(value.value)
         self.generic_visit(node)
 
 
@@ -131,11 +178,11 @@ def keys_read(sources: Iterable[str]) -> set[str]:
     """Keys that the sources read; repeated until no call passes a new section on."""
     trees = [ast.parse(source) for source in sources]
     parameters = {name: names for tree in trees for name, names in _parameters(tree).items()}
-    bindings: Bindings = defaultdict(set)
+    bindings = Bindings(defaultdict(set), defaultdict(set))
     while True:
-        before = sum(map(len, bindings.values()))
+        before = len(bindings)
         keys = {key for tree in trees for key in Reader(tree, parameters, bindings).keys}
-        if sum(map(len, bindings.values())) == before:
+        if len(bindings) == before:
             return keys
 
 
@@ -169,6 +216,11 @@ def test_the_search_finds_reads() -> None:
         "DATASETS.TRAIN",
         "SEED",
     }
+    assert keys_read(["def f(cfg):\n return name(cfg, 'TEST')", "def name(cfg, k): return cfg.DATASETS[k]"]) == {
+        "DATASETS.TEST"
+    }
+    table = "TABLE = {'GAMMA': 1}\ndef f(cfg):\n for key, least in TABLE.items(): print(cfg.SOLVER[key] < least)"
+    assert keys_read([table]) == {"SOLVER.GAMMA"}
     # Through an argument of a function in another module, whatever its name there.
     assert keys_read(["def g(part): return part.CROP.TYPE", "def f(cfg): return g(cfg.INPUT)"]) == {"INPUT.CROP.TYPE"}
     assert keys_read(["class G:\n def __init__(self, s): s.GAMMA", "def f(cfg): G(s=cfg.SOLVER)"]) == {"SOLVER.GAMMA"}
@@ -180,3 +232,25 @@ def test_the_search_takes_nothing_else_for_a_read() -> None:
         == set()
     )
     assert keys_read(["def f(cfg): s = cfg.SOLVER", "def g(s): s.GAMMA"]) == set()
+    # A text anywhere in the module is not what an index stands for.
+    assert keys_read(["print('GAMMA')\nOTHER = 'STEPS'\ndef f(cfg, key): return cfg.SOLVER[key]"]) == set()
+
+
+def classes_with_a_config(sources: Iterable[str]) -> list[str]:
+    """Classes that know a name ``cfg``, be it an argument, a variable or an attribute."""
+    classes = [node for source in sources for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef)]
+    return [
+        found.name
+        for found in classes
+        if any("cfg" in (getattr(node, field, None) for field in ("arg", "id", "attr")) for node in ast.walk(found))
+    ]
+
+
+def test_no_class_reads_a_config() -> None:
+    # The predictor is a way in, as the commands are: it gets its config from the user.
+    assert classes_with_a_config(package_sources()) == ["Predictor"], "let a build_* function read it"
+
+
+@pytest.mark.parametrize("body", ["def __init__(self, cfg): pass", "def f(self): self.cfg.SEED", "size = cfg.SEED"])
+def test_classes_with_a_config_are_found(body: str) -> None:
+    assert classes_with_a_config([f"class A:\n {body}\nclass B:\n size = 1"]) == ["A"]
