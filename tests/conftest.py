@@ -1,4 +1,4 @@
-"""One thread per process, the same seeds for every test, and markers that decide what is skipped."""
+"""One thread per process and the same seeds for every test."""
 
 from __future__ import annotations
 
@@ -16,18 +16,6 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--nightly", action="store_true", help="also run what takes hours")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for item in items:
-        if "nightly" in item.keywords and not config.getoption("--nightly"):
-            item.add_marker(pytest.mark.skip(reason="takes hours: run with --nightly"))
-        if "gpu" in item.keywords and not torch.cuda.is_available():
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
 @pytest.fixture(autouse=True)
