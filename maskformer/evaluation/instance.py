@@ -95,7 +95,7 @@ class InstanceEvaluator(DatasetEvaluator):
         segments = [s for s in segments if self.things[int(s["category_id"])]]
         masks = ids[None] == np.array([s["id"] for s in segments], dtype=np.int64).reshape(-1, 1, 1)
         objects = [
-            _true_object({**segment, "segmentation": segmentation}, *ids.shape, "pan_seg")
+            _true_object({**segment, "segmentation": segmentation}, ids.shape[0], ids.shape[1], "pan_seg")
             for segment, segmentation in zip(segments, encode_masks(masks), strict=True)
         ]
         return objects, (ids.shape[0], ids.shape[1])
