@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from yacs.config import CfgNode
 
-from maskformer.checkpoint import load_weights
+from maskformer.checkpoint import checkpoint_metadata, load_weights
 from maskformer.config import get_cfg
 from maskformer.data.catalog import Metadata, get_metadata
 from maskformer.device import resolve_device
@@ -121,6 +121,14 @@ def build_model(cfg: CfgNode, metadata: Metadata | None = None) -> MaskFormer | 
     return model.to(resolve_device(cfg.MODEL.DEVICE))
 
 
+def build_model_to_fill(cfg: CfgNode, metadata: Metadata | None = None) -> MaskFormer | SemanticSegmentor:
+    """As `build_model`, for a model that gets all its weights from a file: pretrained ones are not fetched first."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.TIMM.PRETRAINED = False
+    return build_model(cfg, metadata)
+
+
 def _backbone_divisibility(network: nn.Module) -> int:
     backbone: Any = network.backbone
     return int(backbone.size_divisibility)
@@ -130,6 +138,8 @@ def load_model(
     config_file: str, weights: str | None = None, overrides: Sequence[str] = ()
 ) -> MaskFormer | SemanticSegmentor:
     """A model ready to predict: config, weights and evaluation mode.
+
+    Which classes are things comes from the weight file if it is a checkpoint, so that its data set need not be there.
 
     Args:
         config_file: a YAML file, or the path of one that comes with the package, such as
@@ -141,10 +151,10 @@ def load_model(
         UserError: if config or weights cannot be used.
     """
     cfg = get_cfg(config_file, overrides)
-    model = build_model(cfg)
     source = weights or cfg.MODEL.WEIGHTS
     if not source:
         raise UserError(f"load_model got no weights and MODEL.WEIGHTS of {config_file} is empty; name a weight file")
+    model = build_model_to_fill(cfg, checkpoint_metadata(source))
     load_weights(model, source, strict=True)
     return model.eval()
 

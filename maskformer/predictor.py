@@ -12,10 +12,8 @@ import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
-from maskformer.build import build_model
-from maskformer.checkpoint import LoadingReport, load_weights
-from maskformer.checkpoint.files import read_torch_file, recognise
-from maskformer.checkpoint.remote import local_file
+from maskformer.build import build_model_to_fill
+from maskformer.checkpoint import checkpoint_metadata, load_weights
 from maskformer.config import get_cfg
 from maskformer.data.catalog import Metadata, get_metadata
 from maskformer.data.dataset import distinct_colors
@@ -128,12 +126,10 @@ class Predictor:
         weights = weights or cfg.MODEL.WEIGHTS
         if not weights:
             raise UserError("a prediction needs weights but MODEL.WEIGHTS is empty; name a weight file")
-        cfg.MODEL.TIMM.PRETRAINED = False  # the weights fill everything, so nothing has to be fetched
         self.cfg = cfg
         self.metadata = class_names(cfg, weights)
-        self.model = build_model(cfg, self.metadata)
-        self.report = load_weights(self.model, weights)
-        check_complete(self.report)
+        self.model = build_model_to_fill(cfg, self.metadata)
+        self.report = load_weights(self.model, weights, strict=True)
         self.model.eval()
         recipe = build_recipe(cfg, self.metadata, training=False)
         assert isinstance(recipe, TestRecipe)
@@ -193,23 +189,6 @@ def _to_cpu(value: Any) -> Any:
 
 
 # ------------------------------------------------------------------ weights
-def check_complete(report: LoadingReport) -> None:
-    """Refuse weights that leave a part of the model random: its predictions would mean nothing.
-
-    Raises:
-        UserError: naming the file and what it lacks.
-    """
-    lacking = [*report.missing, *report.reshaped]
-    lacking += [part for part, (filled, total) in report.parts.items() if total and not filled]
-    if lacking:
-        raise UserError(
-            f"{report.path} does not fill the whole model (for example not {lacking[0]}), so its predictions would be "
-            "random; name weights that were trained with this config"
-        )
-    if report.not_finite:
-        raise UserError(f"{report.path} holds values that are not finite, such as in {report.not_finite[0]}")
-
-
 def class_names(cfg: Any, weights: str | Path) -> Metadata:
     """What the classes mean: from the checkpoint itself, else from the data set, else numbered.
 
@@ -236,34 +215,14 @@ def class_names(cfg: Any, weights: str | Path) -> Metadata:
     return numbered_classes(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
 
 
-def checkpoint_metadata(weights: str | Path) -> Metadata | None:
-    """Names, things, colours and ignore label kept in a checkpoint of ours; None for weight files without them."""
-    path = local_file(weights)
-    content = read_torch_file(path, mapped=True) if recognise(path) == "torch" else None
-    fields = content.get("metadata") if isinstance(content, Mapping) else None
-    if not isinstance(fields, Mapping) or not {"classes", "things", "colors", "ignore_label"} <= fields.keys():
-        return None
-    classes = [str(name) for name in fields["classes"]]
-    return Metadata(
-        name=str(fields.get("name", path.name)),
-        classes=classes,
-        things=[bool(thing) for thing in fields["things"]],
-        colors=[(int(r), int(g), int(b)) for r, g, b in fields["colors"]],
-        ignore_label=int(fields["ignore_label"]),
-        evaluators=tuple(fields.get("evaluators", ())),
-        dataset_ids=list(fields.get("dataset_ids", range(len(classes)))),
-        truth=tuple(fields.get("truth", ())),
-    )
-
-
 def numbered_classes(count: int, ignore_label: int) -> Metadata:
-    """Metadata for classes of which nothing is known."""
+    """Metadata for classes of which nothing is known; an ignore label that is a class gives way to one that is none."""
     return Metadata(
         name="unknown",
         classes=[f"class {i}" for i in range(count)],
         things=[False] * count,
         colors=distinct_colors(count),
-        ignore_label=ignore_label,
+        ignore_label=max(ignore_label, count),
         evaluators=(),
         dataset_ids=list(range(count)),
         truth=(),

@@ -13,12 +13,12 @@ from PIL import Image
 import maskformer
 from maskformer import demo
 from maskformer.build import build_model
-from maskformer.checkpoint import export_published, save_checkpoint
+from maskformer.checkpoint import checkpoint_metadata, export_published, save_checkpoint
 from maskformer.config import get_cfg
 from maskformer.data.catalog import get_dataset, get_metadata
 from maskformer.data.recipes import build_recipe
 from maskformer.errors import UserError
-from maskformer.predictor import Prediction, Predictor, checkpoint_metadata
+from maskformer.predictor import Prediction, Predictor
 
 CONFIG = "configs/quickstart/shapes_panoptic.yaml"
 SMALL = ["MODEL.DEVICE", "cpu", "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD", "0.0"]
@@ -122,8 +122,21 @@ def test_weights_that_do_not_fill_the_model_are_refused(checkpoint: Path, tmp_pa
     model = Predictor(CONFIG, checkpoint, overrides=SMALL).model
     backbone = {n: t for n, t in model.state_dict().items() if n.startswith("network.backbone.")}
     torch.save({"model": backbone}, tmp_path / "backbone.pth")
-    with pytest.raises(UserError, match="does not fill the whole model"):
+    with pytest.raises(UserError, match="does not fill this model completely"):
         Predictor(CONFIG, tmp_path / "backbone.pth", overrides=SMALL)
+
+
+def test_more_classes_than_the_default_ignore_label(tmp_path: Path, image: np.ndarray) -> None:
+    """Refused in a file and on the command line; a config changed by a program, as any with few classes, works."""
+    with pytest.raises(UserError, match=r"IGNORE_VALUE is 255 but labels 0 to 299 are classes"):
+        get_cfg(CONFIG, ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "300"])
+    cfg = get_cfg(CONFIG, [*SMALL, "MODEL.MASK_FORMER.TEST.PANOPTIC_ON", "False"])
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 300
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()
+    torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "bare.pth")
+    predictor = Predictor(cfg, tmp_path / "bare.pth")
+    assert (predictor.metadata.num_classes, predictor.metadata.ignore_label) == (300, 300)
+    assert predictor(image).overlay("semantic").dtype == np.uint8
 
 
 @pytest.mark.parametrize("wrong", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((4, 4, 4), np.uint8)])
