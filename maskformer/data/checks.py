@@ -53,19 +53,42 @@ def check_same_classes(first: Metadata, other: Metadata) -> None:
     Raises:
         UserError: if class names, things or ignore labels differ.
     """
-    if len(first.classes) != len(other.classes):
-        what = f"{len(first.classes)} and {len(other.classes)} classes"
-    elif first.classes != other.classes:
-        at = next(i for i, names in enumerate(zip(first.classes, other.classes, strict=True)) if names[0] != names[1])
-        what = f"different names for class {at} ({first.classes[at]!r} and {other.classes[at]!r})"
-    elif first.ignore_label != other.ignore_label:
+    what = _class_difference(first, other)
+    if what is None and first.ignore_label != other.ignore_label:
         what = f"different ignore labels ({first.ignore_label} and {other.ignore_label})"
-    elif list(first.things) != list(other.things):
-        at = next(i for i, flags in enumerate(zip(first.things, other.things, strict=True)) if flags[0] != flags[1])
-        what = f"class {first.classes[at]!r} once as thing and once as stuff"
-    else:
-        return
-    raise UserError(
-        f"data sets {first.name!r} and {other.name!r} in DATASETS.TRAIN have {what}: train on data sets with the same "
-        "classes"
-    )
+    if what is not None:
+        raise UserError(
+            f"data sets {first.name!r} and {other.name!r} in DATASETS.TRAIN have {what}: train on data sets with the "
+            "same classes"
+        )
+
+
+def check_test_classes(trained: Metadata, tested: Metadata) -> None:
+    """Refuses a test set whose labels mean other classes than the model's; its ignore label may differ.
+
+    Args:
+        trained: of the data set that the model is or was trained on.
+        tested: of the test set.
+
+    Raises:
+        UserError: if class names or things differ.
+    """
+    what = _class_difference(trained, tested)
+    if what is not None:
+        raise UserError(
+            f"the model's training set {trained.name!r} and the test set {tested.name!r} in DATASETS.TEST have {what}, "
+            "so its scores would mean nothing: test on a data set with the same classes in the same order"
+        )
+
+
+def _class_difference(first: Metadata, other: Metadata) -> str | None:
+    """The first difference of class names and things in words, None if there is none."""
+    if len(first.classes) != len(other.classes):
+        return f"{len(first.classes)} and {len(other.classes)} classes"
+    for i, names in enumerate(zip(first.classes, other.classes, strict=True)):
+        if names[0] != names[1]:
+            return f"different names for class {i} ({names[0]!r} and {names[1]!r})"
+    for name, flags in zip(first.classes, zip(first.things, other.things, strict=True), strict=True):
+        if bool(flags[0]) != bool(flags[1]):
+            return f"class {name!r} once as thing and once as stuff"
+    return None

@@ -92,8 +92,9 @@ def run(arguments: argparse.Namespace) -> None:
     cfg: Any = get_cfg(arguments.config_file, arguments.opts)
 
     from maskformer.engine.device import choose_device, seed_everything
+    from maskformer.engine.evaluating import evaluate_only
     from maskformer.engine.startup import logging_to
-    from maskformer.engine.training import evaluate_only, find_resumption, train
+    from maskformer.engine.training import find_resumption, train
 
     device = choose_device(cfg.MODEL.DEVICE, arguments.num_gpus)
     folder = Path(cfg.OUTPUT_DIR)
@@ -107,7 +108,7 @@ def run(arguments: argparse.Namespace) -> None:
         seed_everything(cfg.SEED, cfg.DETERMINISTIC, cfg.CUDNN_BENCHMARK)
         try:
             if arguments.eval_only:
-                evaluate_only(cfg, resumption)
+                evaluate_only(cfg, config_text, resumption)
             else:
                 train(cfg, config_text, resumption)
         except KeyboardInterrupt:

@@ -218,7 +218,12 @@ class JsonLines:
 
 
 class TensorBoard:
-    """Curves and evaluation pictures as TensorBoard events."""
+    """Curves and evaluation pictures as TensorBoard events.
+
+    Args:
+        directory: where the event files go.
+        purge_step: first iteration that a resumed run does anew; None for a new run.
+    """
 
     def __init__(self, directory: Path, purge_step: int | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter

@@ -70,17 +70,28 @@ def with_yaml(root: Path, old: str, new: str) -> list[Any]:
     return []
 
 
+def other_classes(root: Path) -> list[Any]:
+    """A test set of as many classes, but others."""
+    other = root / "other"
+    other.mkdir()
+    for kind in ("images", "masks"):
+        (other / kind).symlink_to(root / kind)
+    (other / "dataset.yaml").write_text("classes: [sky, tree, car]\n")
+    return ["DATASETS.TEST", f"('folder:{other}:val',)"]
+
+
 # What is broken, and what the sentence must name: file or key, value, remedy.
 CASES: dict[str, tuple[Callable[[Path], list[Any]], list[str]]] = {
     "wrong class count": (
         lambda root: ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", 4],
         ["MODEL.SEM_SEG_HEAD.NUM_CLASSES is 4", "3 classes"],
     ),
+    "test set of other classes": (other_classes, [":train", "other:val", "class 1 ('road' and 'tree')"]),
     "label outside the range, training": (lambda root: wrong_label(root, "train"), ["masks/train/b.png", "7"]),
     "label outside the range, testing": (lambda root: wrong_label(root, "val"), ["masks/val/b.png", "7"]),
     "cut image, training": (lambda root: unreadable(root, "train", "images", 4000), ["images/train/b.png"]),
     "cut image, testing": (lambda root: unreadable(root, "val", "images", 4000), ["images/val/b.png"]),
-    "empty image file": (lambda root: unreadable(root, "train", "images", 0), ["images/train/b.png"]),
+    "empty image file": (lambda root: unreadable(root, "train", "images", 0), ["images/train/b.png", "it is empty"]),
     "cut label file": (lambda root: unreadable(root, "train", "masks", 100), ["masks/train/b.png"]),
     "empty training set": (lambda root: without(root, "images/train/*"), ["folder:", ":train", "empty"]),
     "empty test set": (lambda root: without(root, "images/val/*"), ["folder:", ":val", "empty"]),
@@ -104,6 +115,7 @@ CASES: dict[str, tuple[Callable[[Path], list[Any]], list[str]]] = {
     "several machines": (lambda root: ["--num-machines", 2], ["--num-machines is 2", "one machine"]),
     "no such machine": (lambda root: ["--machine-rank", 1], ["--machine-rank is 1"]),
     "contradicting devices": (lambda root: ["--num-gpus", 0, "MODEL.DEVICE", "cuda"], ["--num-gpus 0", "'cuda'"]),
+    "contradicting device": (lambda root: ["--num-gpus", 1], ["--num-gpus 1", "'cpu'"]),
     "evaluation without weights": (lambda root: ["--eval-only"], ["--eval-only", "MODEL.WEIGHTS"]),
     "output folder is a file": (lambda root: ["OUTPUT_DIR", root / "dataset.yaml"], ["OUTPUT_DIR", "dataset.yaml"]),
 }

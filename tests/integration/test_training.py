@@ -11,8 +11,8 @@ import pytest
 import torch
 import yaml
 
+from maskformer.engine import evaluating
 from maskformer.engine import main as train_net
-from maskformer.engine import training
 from maskformer.engine.trainer import Trainer
 
 # The smallest real model, with every source of chance: dropout and augmentation included.
@@ -255,11 +255,12 @@ def test_published_parameter_groups() -> None:
 def test_evaluation_of_several_data_sets_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     from types import SimpleNamespace
 
-    def fake(cfg: Any, model: Any, name: str) -> Any:
-        return {"sem_seg": {"mIoU": float(len(name))}}, {"semantic/00": Path(name)}
+    def fake(cfg: Any, model: Any, dataset: Any) -> Any:
+        return {"sem_seg": {"mIoU": 1.0}}, {"semantic/00": Path(dataset.metadata.name)}
 
-    monkeypatch.setattr(training, "evaluate_dataset", fake)
+    monkeypatch.setattr(evaluating, "evaluate_dataset", fake)
     for names, keys in ((("a",), ["sem_seg/mIoU"]), (("a", "bb"), ["a/sem_seg/mIoU", "bb/sem_seg/mIoU"])):
-        evaluation = training.evaluate(SimpleNamespace(DATASETS=SimpleNamespace(TEST=names)), torch.nn.Identity())
+        datasets: Any = [SimpleNamespace(metadata=SimpleNamespace(name=name)) for name in names]
+        evaluation = evaluating.evaluate(None, torch.nn.Identity(), datasets)
         assert list(evaluation.scores) == keys
         assert len(evaluation.pictures) == len(names)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,8 @@ import pytest
 from PIL import Image
 
 from maskformer.data import catalog, dataset_names, get_dataset, get_metadata
-from maskformer.data.checks import check_dataset_against_config, check_same_classes
-from maskformer.data.dataset import distinct_colors, nearest
+from maskformer.data.checks import check_dataset_against_config, check_same_classes, check_test_classes
+from maskformer.data.dataset import Metadata, distinct_colors, nearest
 from maskformer.errors import UserError
 
 Make = Callable[..., Any]
@@ -174,3 +175,22 @@ def test_data_sets_that_do_not_fit_each_other(make_metadata: Make, change: dict[
     check_same_classes(make_metadata(), make_metadata(name="other"))
     with pytest.raises(UserError, match=message):
         check_same_classes(make_metadata(), make_metadata(name="other", **change))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"classes": ["class 0", "class 1", "cat", "dog"]}, "different names for class 2 ('class 2' and 'cat')"),
+        ({"things": [False, False, False, True]}, "class 'class 3' once as thing and once as stuff"),
+    ],
+)
+def test_a_test_set_has_the_classes_of_the_model(
+    make_metadata: Callable[..., Metadata], change: dict[str, Any], words: str
+) -> None:
+    trained = make_metadata()
+    other = make_metadata(name="other", ignore_label=65535, dataset_ids=[5, 6, 7, 8])
+    check_test_classes(trained, other)
+    with pytest.raises(UserError) as error:
+        check_test_classes(trained, dataclasses.replace(other, **change))
+    beginning = "the model's training set 'toy' and the test set 'other' in DATASETS.TEST have "
+    assert str(error.value).startswith(beginning + words)

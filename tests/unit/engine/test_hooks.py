@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.unit.engine.fakes import make_trainer
 from PIL import Image
 
 from maskformer.engine import metrics_log
@@ -20,6 +19,7 @@ from maskformer.engine.hooks import CheckpointHook, Evaluation, EvaluationHook, 
 from maskformer.engine.metrics_log import JsonLines, LogLine, LossWindow, MetricsLog, Record, StepTimer, TensorBoard
 from maskformer.engine.trainer import Trainer
 from maskformer.errors import UserError
+from tests.unit.engine.fakes import make_trainer
 
 CPU = torch.device("cpu")
 

@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from tests.unit.engine.fakes import Batches, Slope, make_trainer
 
 from maskformer.engine.trainer import Hook, Precision, Trainer
 from maskformer.errors import UserError
+from tests.unit.engine.fakes import Batches, Slope, make_trainer
 
 
 class Recorder(Hook):

@@ -1,0 +1,155 @@
+"""Evaluating a model on the test sets of a config, during a run or alone."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from maskformer.build import build_model_to_fill
+from maskformer.checkpoint import checkpoint_metadata, load_weights, metadata_in, restore_model
+from maskformer.data.catalog import Dataset, Metadata, get_dataset, get_metadata
+from maskformer.data.checks import check_test_classes
+from maskformer.data.loading import build_test_loader
+from maskformer.engine.hooks import Evaluation
+from maskformer.engine.resume import Resumption
+from maskformer.engine.startup import check_dataset
+from maskformer.errors import UserError
+from maskformer.evaluation import (
+    PictureSaver,
+    build_evaluators,
+    flatten_results,
+    format_results,
+    inference_on_dataset,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def check_test_sets(cfg: Any, datasets: Sequence[Dataset], trained: Metadata | None) -> None:
+    """Refuse test sets that cannot be evaluated, or whose classes are not those of the model.
+
+    Args:
+        cfg: of the run.
+        datasets: of ``DATASETS.TEST``.
+        trained: what the model's classes mean; None where nothing says so.
+
+    Raises:
+        UserError: naming data set, key and remedy.
+    """
+    for dataset in datasets:
+        check_dataset(cfg, dataset, training=False)
+        if trained is not None:
+            check_test_classes(trained, dataset.metadata)
+
+
+def evaluate(cfg: Any, model: torch.nn.Module, datasets: Sequence[Dataset]) -> Evaluation:
+    """Evaluate the present weights on every test set, print tables and save pictures.
+
+    Args:
+        cfg: of the run.
+        model: to evaluate.
+        datasets: of ``DATASETS.TEST``; the same objects each time, so that each is listed once in a run.
+
+    Returns:
+        Scores and pictures; names start with the data set's where there are several, as in Detectron2.
+    """
+    scores: dict[str, float] = {}
+    pictures: dict[str, Path] = {}
+    for dataset in datasets:
+        results, saved = evaluate_dataset(cfg, model, dataset)
+        prefix = f"{dataset.metadata.name}/" if len(datasets) > 1 else ""
+        scores.update({prefix + key: value for key, value in flatten_results(results).items()})
+        pictures.update({prefix + picture: path for picture, path in saved.items()})
+    return Evaluation(scores, pictures)
+
+
+def evaluate_dataset(
+    cfg: Any, model: torch.nn.Module, dataset: Dataset
+) -> tuple[dict[str, dict[str, float]], Mapping[str, Path]]:
+    """Evaluate the present weights on one data set and print tables.
+
+    Returns:
+        Metrics by task, and the pictures saved, by name.
+    """
+    loader = build_test_loader(cfg, dataset)
+    evaluators = build_evaluators(cfg, loader.metadata, cfg.OUTPUT_DIR)
+    results = inference_on_dataset(model, loader, evaluators)
+    logger.info("\n%s", format_results(results, loader.metadata))
+    pictures = {
+        picture: path
+        for saver in evaluators
+        if isinstance(saver, PictureSaver)
+        for picture, path in saver.pictures.items()
+    }
+    return results, pictures
+
+
+def evaluate_only(cfg: Any, config_text: str, resumption: Resumption | None) -> None:
+    """Evaluate ``MODEL.WEIGHTS``, or a checkpoint, and write ``inference/results.json``.
+
+    The config goes to ``config.yaml``, or to ``config_eval.yaml`` where another ``config.yaml`` is there already, such
+    as that of the training in the same folder.
+
+    Args:
+        cfg: of the run; ``MODEL.DEVICE`` is decided.
+        config_text: what is kept of it.
+        resumption: the checkpoint whose weights are evaluated; None takes ``MODEL.WEIGHTS``.
+
+    Raises:
+        UserError: if there are no weights, nothing to evaluate on, or one of them cannot be used.
+    """
+    if resumption is None and not cfg.MODEL.WEIGHTS:
+        raise UserError(
+            "--eval-only needs weights but MODEL.WEIGHTS is empty; set it to a weight file, or add --resume for "
+            "the newest checkpoint in OUTPUT_DIR"
+        )
+    if not cfg.DATASETS.TEST:
+        raise UserError("--eval-only needs a data set but DATASETS.TEST is empty; name one like ('folder:data:val',)")
+    trained = trained_classes(cfg, resumption)
+    datasets = [get_dataset(name) for name in cfg.DATASETS.TEST]
+    check_test_sets(cfg, datasets, trained)
+    folder = Path(cfg.OUTPUT_DIR)
+    write_config(folder, config_text)
+    model = build_model_to_fill(cfg, trained or datasets[0].metadata)
+    if resumption is not None:
+        restore_model(model, resumption.checkpoint, resumption.path)
+        weights = str(resumption.path)
+    else:
+        weights = cfg.MODEL.WEIGHTS
+        logger.info("%s", load_weights(model, weights, strict=True).summary())
+    evaluation = evaluate(cfg, model, datasets)
+    path = folder / "inference" / "results.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scores = {name: value if math.isfinite(value) else None for name, value in evaluation.scores.items()}
+    path.write_text(json.dumps({"weights": weights, "scores": scores}, indent=1) + "\n", encoding="utf-8")
+    logger.info("results: %s", path)
+
+
+def trained_classes(cfg: Any, resumption: Resumption | None) -> Metadata | None:
+    """What the classes of the weights mean: from their file, else from ``DATASETS.TRAIN``, else None.
+
+    Raises:
+        UserError: if weights or data set are not there.
+    """
+    if resumption is not None:
+        saved = metadata_in(resumption.checkpoint, resumption.path)
+    else:
+        saved = checkpoint_metadata(cfg.MODEL.WEIGHTS)
+    if saved is None and cfg.DATASETS.TRAIN:
+        return get_metadata(cfg.DATASETS.TRAIN[0])
+    return saved
+
+
+def write_config(folder: Path, config_text: str) -> Path:
+    """Keep the config of an evaluation without touching another one; returns the file."""
+    path = folder / "config.yaml"
+    if path.is_file() and path.read_text(encoding="utf-8") != config_text:
+        path = folder / "config_eval.yaml"
+    path.write_text(config_text, encoding="utf-8")
+    return path
