@@ -19,8 +19,11 @@ from maskformer.errors import UserError
 from .conftest import PER_PIXEL, SWIN
 
 Make = Callable[..., nn.Module]
-DEEP = {"MODEL__BACKBONE__NAME": "build_resnet_deeplab_backbone", "MODEL__RESNETS__STEM_TYPE": "deeplab"}
-DEEP["MODEL__RESNETS__RES5_MULTI_GRID"] = (1, 2)
+DEEP: dict[str, Any] = {
+    "MODEL__BACKBONE__NAME": "build_resnet_deeplab_backbone",
+    "MODEL__RESNETS__STEM_TYPE": "deeplab",
+}
+DEEP |= {"MODEL__RESNETS__STEM_OUT_CHANNELS": 128, "MODEL__RESNETS__RES5_MULTI_GRID": (1, 2)}
 
 
 def save(path: Path, state: dict[str, Tensor], **beside: Any) -> Path:
