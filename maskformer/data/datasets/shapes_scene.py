@@ -121,9 +121,9 @@ def _outline(rng: np.random.Generator, kind: int, x: float, y: float, radius: fl
 def _propose(rng: np.random.Generator, things: Sequence[_Thing]) -> tuple[int, float, float, float]:
     """Class, centre and radius of a new thing: usually beside, and of the class of, one that is there."""
     radius = rng.uniform(14, 24) * SIZE / 128
-    if things and rng.random() < 0.7:
+    if things and rng.random() < 0.8:
         beside = things[int(rng.integers(len(things)))]
-        kind = beside.kind if rng.random() < 0.75 else int(rng.integers(len(THINGS)))
+        kind = beside.kind if rng.random() < 0.9 else int(rng.integers(len(THINGS)))
         angle, distance = rng.uniform(0, 2 * math.pi), (beside.radius + radius) * rng.uniform(0.65, 0.95)
         return kind, beside.x + distance * math.cos(angle), beside.y + distance * math.sin(angle), radius
     x, y = rng.uniform(0.08, 0.92, 2) * SIZE
