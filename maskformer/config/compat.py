@@ -28,8 +28,6 @@ UNREAD: dict[str, Unread] = {
     "VERSION": Unread((2,), "convert the config to version 2"),
     # Iterations between pictures of training samples.
     "VIS_PERIOD": Unread((0,), "use TEST.PICTURES, pictures are saved at every evaluation"),
-    # Stages of the backbone that are not trained.
-    "MODEL.BACKBONE.FREEZE_AT": Unread((0,), "set SOLVER.BACKBONE_MULTIPLIER 0.0 to freeze the whole backbone"),
     # Stride in a block's 1x1 instead of its 3x3 convolution (the original Caffe networks).
     "MODEL.RESNETS.STRIDE_IN_1X1": Unread((False,), "use weights of a network with the stride in the 3x3 convolution"),
     # Outputs of the backbone: always all four.
@@ -51,15 +49,9 @@ UNREAD: dict[str, Unread] = {
     "INPUT.RANDOM_FLIP": Unread(("horizontal",), "leave it out, every recipe mirrors half of its images"),
     # How COCO masks are stored; both kinds are read wherever they occur.
     "INPUT.MASK_FORMAT": Unread(("polygon", "bitmask"), "leave it out, polygons and RLE are both read"),
-    # Order of the training images; there is one sampler.
-    "DATALOADER.SAMPLER_TRAIN": Unread(("TrainingSampler",), "leave it out, images are reshuffled endlessly"),
-    # Repeating images of rare classes.
-    "DATALOADER.REPEAT_THRESHOLD": Unread((0.0,), "leave it out, images are not repeated by class frequency"),
     # Separate settings for biases.
     "SOLVER.BIAS_LR_FACTOR": Unread((1.0,), "leave it out, biases share the learning rate of their layer"),
     "SOLVER.WEIGHT_DECAY_BIAS": Unread((None,), "leave it out, biases share SOLVER.WEIGHT_DECAY"),
-    # Scaling of a schedule with the number of processes.
-    "SOLVER.REFERENCE_WORLD_SIZE": Unread((0,), "set SOLVER.IMS_PER_BATCH, it counts the images of all processes"),
     "TEST.DETECTIONS_PER_IMAGE": Unread((100,), "set MODEL.MASK_FORMER.NUM_OBJECT_QUERIES"),
     # Test-time augmentation is not there; its settings say nothing while it is off.
     "TEST.AUG.ENABLED": Unread((False,), "evaluate at one scale, test-time augmentation is not supported"),

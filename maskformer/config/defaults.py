@@ -88,8 +88,11 @@ MODEL: dict[str, Any] = {
     "CHANNELS_LAST": True,  # convolutions in channels-last memory; same numbers but for rounding. Ours.
     "PIXEL_MEAN": [123.675, 116.28, 103.53],  # subtracted per channel, in INPUT.FORMAT order, 0-255. Published.
     "PIXEL_STD": [58.395, 57.12, 57.375],  # divided by per channel, > 0. Published.
+    "SYNC_BN": False,  # batch norms in training use the statistics of all processes (CUDA). Ours.
     "BACKBONE": {
         "NAME": "build_resnet_backbone",  # also "build_resnet_deeplab_backbone", "D2SwinTransformer", "timm" (ours).
+        "FREEZE_AT": 0,  # parts not trained: 0 none, 1 the stem, 2 also res2, ... 5 all of it. Published.
+        "GRADIENT_CHECKPOINTING": False,  # compute activations again in the backward pass, to save memory. Ours.
     },
     "RESNETS": RESNETS,
     "SWIN": SWIN,
@@ -129,6 +132,8 @@ DATALOADER: dict[str, Any] = {
     "PREFETCH_FACTOR": 2,  # batches that each worker prepares ahead, >= 1. Ours.
     "FILTER_EMPTY_ANNOTATIONS": True,  # train without images whose record lists no segment but crowds. Published.
     "ASPECT_RATIO_GROUPING": True,  # batches of landscape or of other images only. Published.
+    "SAMPLER_TRAIN": "TrainingSampler",  # "RepeatFactorTrainingSampler": rare classes come more often. Published.
+    "REPEAT_THRESHOLD": 0.0,  # share of images below which a class counts as rare, [0, 1]. Published.
 }
 
 SOLVER: dict[str, Any] = {
@@ -140,7 +145,10 @@ SOLVER: dict[str, Any] = {
     "WEIGHT_DECAY": 0.0001,  # of all parameters but those below, >= 0. Published.
     "WEIGHT_DECAY_NORM": 0.0,  # of normalisation layers, >= 0. Published.
     "WEIGHT_DECAY_EMBED": 0.0,  # of embeddings (the queries), >= 0. Published.
+    "LR_MULTIPLIERS": [],  # [[part of the model, factor >= 0], ...] on learning rates; factors multiply. Ours.
     "IMS_PER_BATCH": 16,  # images per iteration over all processes, > 0. Published.
+    "MAX_IMS_PER_DEVICE": 0,  # images in one forward pass of a process; more are accumulated. 0: no limit. Ours.
+    "REFERENCE_WORLD_SIZE": 0,  # processes that batch, lr, lengths are meant for; scaled to others. 0: no. Published.
     "MAX_ITER": 160000,  # iterations, > 0. Published.
     "LR_SCHEDULER_NAME": "WarmupMultiStepLR",  # "WarmupMultiStepLR" or "WarmupPolyLR". Published.
     "STEPS": (30000,),  # iterations at which the rate is multiplied by GAMMA, ascending. Published.
@@ -158,6 +166,15 @@ SOLVER: dict[str, Any] = {
     },
     "AMP": {
         "ENABLED": False,  # mixed precision. Published.
+        "DTYPE": "auto",  # "float16", "bfloat16", "auto" (float16 on CUDA, bfloat16 elsewhere). Ours.
+    },
+    "EMA": {
+        "ENABLED": False,  # keep a moving average of the weights, evaluate it and save it beside them. Ours.
+        "DECAY": 0.9998,  # of the average in each iteration (less in the first ones), [0, 1). Ours.
+    },
+    "EARLY_STOPPING": {
+        "PATIENCE": 0,  # stop after so many evaluations without a better CHECKPOINT.BEST_METRIC; 0: never. Ours.
+        "MIN_DELTA": 0.0,  # how much better counts as better, >= 0. Ours.
     },
     "CHECKPOINT_PERIOD": 5000,  # iterations between checkpoints, > 0. Published.
     "LOSS_NORMALIZER": "global",  # sums over "global" (all processes, micro-batches) or "rank" (as published). Ours.
@@ -178,14 +195,22 @@ DEFAULTS: dict[str, Any] = {
     "TEST": TEST,
     "CHECKPOINT": {
         "KEEP_LAST": 0,  # how many periodic checkpoints stay; 0: all. Ours.
+        "BEST_METRIC": "",  # score whose best weights are kept as model_best.pth, such as "sem_seg/mIoU". Ours.
     },
     "OUTPUT_DIR": "./output",  # everything a run writes goes here. Published.
     "SEED": -1,  # of weights, order and augmentation; negative: drawn anew. Published.
     "DETERMINISTIC": False,  # same bits on CUDA at the price of speed. Ours.
     "CUDNN_BENCHMARK": False,  # let cuDNN time its algorithms; pays for fixed sizes. Published.
     "LOG_PERIOD": 20,  # iterations between log lines, > 0. Ours.
+    "WANDB_PROJECT": "",  # Weights & Biases project that curves and pictures also go to; "": none. Ours.
+    "DISTRIBUTED_TIMEOUT": 1800,  # seconds that a process waits for the others before the run ends, > 0. Ours.
 }
 
 # What a key may hold where its default does not show it.
 TYPE_WHERE_NONE: dict[str, type] = {"MODEL.SWIN.QK_SCALE": float, "SOLVER.WEIGHT_DECAY_BIAS": float}
-ELEMENT_TYPE_WHERE_EMPTY: dict[str, type] = {"DATASETS.TRAIN": str, "DATASETS.TEST": str, "TEST.EXPECTED_RESULTS": list}
+ELEMENT_TYPE_WHERE_EMPTY: dict[str, type] = {
+    "DATASETS.TRAIN": str,
+    "DATASETS.TEST": str,
+    "TEST.EXPECTED_RESULTS": list,
+    "SOLVER.LR_MULTIPLIERS": list,
+}

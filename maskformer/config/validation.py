@@ -36,6 +36,9 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "SOLVER.WARMUP_METHOD": ("linear", "constant"),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("full_model", "value", "norm"),
     "SOLVER.LOSS_NORMALIZER": ("global", "rank"),
+    "SOLVER.AMP.DTYPE": ("auto", "float16", "bfloat16"),
+    "MODEL.BACKBONE.FREEZE_AT": (0, 1, 2, 3, 4, 5),
+    "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler", "RepeatFactorTrainingSampler"),
 }
 
 LENGTHS: dict[str, int] = {
@@ -62,7 +65,7 @@ POSITIVE = (
     *("INPUT.CROP.SINGLE_CATEGORY_MAX_AREA", "DATALOADER.PREFETCH_FACTOR"),
     *("SOLVER.BASE_LR", "SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.GAMMA"),
     *("SOLVER.POLY_LR_POWER", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "SOLVER.CLIP_GRADIENTS.NORM_TYPE"),
-    *("SOLVER.CHECKPOINT_PERIOD", "TEST.IMS_PER_BATCH", "LOG_PERIOD"),
+    *("SOLVER.CHECKPOINT_PERIOD", "TEST.IMS_PER_BATCH", "LOG_PERIOD", "DISTRIBUTED_TIMEOUT"),
 )
 NOT_NEGATIVE = (
     *("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT", "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS"),
@@ -70,14 +73,17 @@ NOT_NEGATIVE = (
     *("MODEL.MASK_FORMER.ENC_LAYERS", "INPUT.MIN_SIZE_TEST", "DATALOADER.NUM_WORKERS"),
     *("SOLVER.BACKBONE_MULTIPLIER", "SOLVER.WEIGHT_DECAY", "SOLVER.WEIGHT_DECAY_NORM", "SOLVER.WEIGHT_DECAY_EMBED"),
     *("SOLVER.WARMUP_ITERS", "TEST.EVAL_PERIOD", "TEST.PICTURES", "CHECKPOINT.KEEP_LAST"),
+    *("SOLVER.MAX_IMS_PER_DEVICE", "SOLVER.REFERENCE_WORLD_SIZE", "SOLVER.EARLY_STOPPING.PATIENCE"),
+    "SOLVER.EARLY_STOPPING.MIN_DELTA",
 )
 SHARES = (  # [0, 1]
     *("MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD", "MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD"),
     *("SOLVER.POLY_LR_CONSTANT_ENDING", "SOLVER.WARMUP_FACTOR", "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA"),
+    "DATALOADER.REPEAT_THRESHOLD",
 )
 RATES = (  # [0, 1)
     *("MODEL.SWIN.DROP_RATE", "MODEL.SWIN.ATTN_DROP_RATE", "MODEL.SWIN.DROP_PATH_RATE", "MODEL.MASK_FORMER.DROPOUT"),
-    "SOLVER.MOMENTUM",
+    *("SOLVER.MOMENTUM", "SOLVER.EMA.DECAY"),
 )
 NOT_EMPTY = (
     *("MODEL.RESNETS.RES5_MULTI_GRID", "MODEL.SEM_SEG_HEAD.IN_FEATURES"),
@@ -287,3 +293,23 @@ def _check_solver(cfg: _Checker) -> None:
         cfg.refuse("SOLVER.STEPS", " but must ascend: sort it")
     if cfg["SOLVER.OPTIMIZER"] == "SGD" and cfg["SOLVER.NESTEROV"] and cfg["SOLVER.MOMENTUM"] == 0:
         cfg.refuse("SOLVER.NESTEROV", " but SOLVER.MOMENTUM is 0: set a momentum or switch it off")
+    _check_multipliers(cfg)
+    if cfg["SOLVER.EARLY_STOPPING.PATIENCE"]:
+        if not cfg["CHECKPOINT.BEST_METRIC"]:
+            cfg.refuse("SOLVER.EARLY_STOPPING.PATIENCE", " but no metric is named: set CHECKPOINT.BEST_METRIC")
+        if not cfg["TEST.EVAL_PERIOD"]:
+            cfg.refuse("SOLVER.EARLY_STOPPING.PATIENCE", " but evaluations come at the end only: set TEST.EVAL_PERIOD")
+    if cfg["CHECKPOINT.BEST_METRIC"] and not cfg["DATASETS.TEST"]:
+        cfg.refuse("CHECKPOINT.BEST_METRIC", " but there is nothing to evaluate on: name a data set in DATASETS.TEST")
+
+
+def _check_multipliers(cfg: _Checker) -> None:
+    """Pairs of a part of the model and a factor."""
+    for pair in cfg["SOLVER.LR_MULTIPLIERS"]:
+        good = len(pair) == 2 and isinstance(pair[0], str) and pair[0] and isinstance(pair[1], (int, float))
+        if not good or pair[1] < 0 or not math.isfinite(pair[1]):
+            cfg.refuse(
+                "SOLVER.LR_MULTIPLIERS",
+                " but must hold pairs of a part's name and a factor of 0 or more:"
+                " write it like [['sem_seg_head.pixel_decoder', 0.5]]",
+            )

@@ -13,20 +13,22 @@ import maskformer
 PACKAGE = Path(maskformer.__file__).parent
 
 # What each room may import besides itself.
-BASIS = {"errors", "structures", "config", "device"}
+BASIS = {"errors", "structures", "config", "device", "timing"}
 EVALUATION = {"evaluation", "visualization"}
-BELOW_ENGINE = BASIS | {"data", "modeling", "checkpoint", "build"} | EVALUATION
+BELOW_ENGINE = BASIS | {"distributed", "data", "modeling", "checkpoint", "build"} | EVALUATION
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "device": {"errors"},
+    "timing": set(),
+    "distributed": {"errors"},
     "structures": {"errors"},
     "config": {"errors"},
-    "data": BASIS,
+    "data": BASIS | {"distributed"},
     "modeling": BASIS,
     "checkpoint": BASIS | {"data", "modeling"},
     "build": BASIS | {"data", "modeling", "checkpoint"},
     "visualization": BASIS | {"data", "modeling", "checkpoint", "build"},
-    "evaluation": BASIS | {"data", "modeling", "checkpoint", "build", "visualization"},
+    "evaluation": BASIS | {"distributed", "data", "modeling", "checkpoint", "build", "visualization"},
     "engine": BELOW_ENGINE,
     "predictor": BELOW_ENGINE,
     "preflight": BELOW_ENGINE,

@@ -243,8 +243,8 @@ def test_unread_keys_take_their_values_and_no_others() -> None:
         for value in unread.values:
             overrides = NEEDED_BY_UNREAD.get((key, value) if isinstance(value, int) else None, [])
             assert dict(flatten(get_cfg(None, [*overrides, key, value])))[key] == value
-    text = message("MODEL.BACKBONE.FREEZE_AT", "2")
-    assert text.startswith("command line: MODEL.BACKBONE.FREEZE_AT is 2 but may only be 0: ")
+    text = message("MODEL.RESNETS.NUM_GROUPS", "2")
+    assert text.startswith("command line: MODEL.RESNETS.NUM_GROUPS is 2 but may only be 1: ")
     assert "INPUT.RANDOM_FLIP is 'none'" in message("INPUT.RANDOM_FLIP", "none")
     assert "MODEL.MASK_ON is True" in message("MODEL.MASK_ON", "True")
 

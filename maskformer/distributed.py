@@ -1,0 +1,141 @@
+"""The processes of a run: which one this is, and what they tell each other. With one process all of it is trivial.
+
+A thin layer over `torch.distributed`. Numbers and objects travel between the hosts (gloo), so that none of it waits
+for a GPU; gradients travel between the devices (NCCL), which is DistributedDataParallel's business.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import distributed, nn
+
+from maskformer.errors import UserError
+
+T = TypeVar("T")
+
+BACKENDS = {"cuda": "cpu:gloo,cuda:nccl", "cpu": "gloo"}
+
+
+def is_initialized() -> bool:
+    """Whether several processes have met."""
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def world_size() -> int:
+    """Number of processes of the run, on all machines."""
+    return distributed.get_world_size() if is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return distributed.get_rank() if is_initialized() else 0
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes logs and files."""
+    return rank() == 0
+
+
+@contextmanager
+def process_group(device: torch.device, seconds: float) -> Iterator[None]:
+    """Meet the other processes, which the environment names as torchrun does; part from them at the end.
+
+    Args:
+        device: of this process.
+        seconds: how long a process waits for the others before it gives up.
+
+    Raises:
+        UserError: if they cannot meet.
+    """
+    timeout = datetime.timedelta(seconds=seconds)
+    try:
+        distributed.init_process_group(BACKENDS.get(device.type, "gloo"), timeout=timeout)
+    except (RuntimeError, ValueError) as error:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise UserError(
+            f"process {os.environ.get('RANK')} of {os.environ.get('WORLD_SIZE')} could not meet the others at {where} "
+            f"({str(error).splitlines()[0]}); check that all of them were started and that this address is reachable"
+        ) from error
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    if world_size() > 1:
+        gather(None)  # over gloo, whatever the device: NCCL's own barrier would take up memory on the GPU
+
+
+def sum_over_ranks(values: Sequence[float]) -> list[float]:
+    """The sums of `values` over all processes, added up as float64; every process gets them."""
+    if world_size() == 1:
+        return list(values)
+    total = torch.tensor(values, dtype=torch.float64)
+    distributed.all_reduce(total)
+    sums: list[float] = total.tolist()
+    return sums
+
+
+def gather(value: T) -> list[T]:
+    """`value` of every process in the order of their ranks; every process gets the list.
+
+    Args:
+        value: can be pickled; keep it small, large ones are for `gather_to_main`.
+    """
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    distributed.all_gather_object(values, value)
+    return values
+
+
+def gather_to_main(value: T) -> list[T]:
+    """`value` of every process in the order of their ranks on the main process; an empty list on the others."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] | None = [None] * world_size() if is_main() else None
+    distributed.gather_object(value, values)
+    return values or []
+
+
+def broadcast(value: T) -> T:
+    """`value` of the main process, on every process."""
+    if world_size() == 1:
+        return value
+    values: list[Any] = [value]
+    distributed.broadcast_object_list(values)
+    received: T = values[0]
+    return received
+
+
+def on_main(function: Callable[[], T]) -> T:
+    """Run `function` on the main process alone; its result, or its `UserError`, is that of every process."""
+    if world_size() == 1:
+        return function()
+    outcome: tuple[Any, str | None] = (None, None)
+    if is_main():
+        try:
+            outcome = (function(), None)
+        except UserError as error:
+            broadcast((None, str(error)))
+            raise
+    result, problem = broadcast(outcome)
+    if problem is not None:
+        raise UserError(problem)
+    answer: T = result
+    return answer
+
+
+def broadcast_buffers(model: nn.Module) -> None:
+    """Give the buffers of every process (running statistics of batch norms) the main process's values."""
+    if world_size() > 1:
+        for buffer in model.buffers():
+            distributed.broadcast(buffer, src=0)
