@@ -41,7 +41,12 @@ def build_criterion(cfg: CfgNode) -> MaskCriterion | PixelCriterion:
     """The training objective of ``MODEL.META_ARCHITECTURE``."""
     head = cfg.MODEL.SEM_SEG_HEAD
     if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
-        return PixelCriterion(ignore_label=head.IGNORE_VALUE, stride=head.COMMON_STRIDE, loss_weight=head.LOSS_WEIGHT)
+        return PixelCriterion(
+            ignore_label=head.IGNORE_VALUE,
+            stride=head.COMMON_STRIDE,
+            loss_weight=head.LOSS_WEIGHT,
+            normalizer=cfg.SOLVER.LOSS_NORMALIZER,
+        )
     settings = cfg.MODEL.MASK_FORMER
     return MaskCriterion(
         num_classes=head.NUM_CLASSES,

@@ -13,6 +13,7 @@ from maskformer.errors import UserError
 from maskformer.modeling.losses import matched_mask_losses
 from maskformer.modeling.matcher import Match
 from maskformer.structures import MaskPredictions, PixelPredictions, SegmentMap
+from maskformer.timing import section
 
 Matcher = Callable[[MaskPredictions, Sequence[SegmentMap]], list[list[Match]]]
 
@@ -24,11 +25,13 @@ class LossNormalizers(NamedTuple):
         segments: number of ground-truth segments, unmatched ones included.
         class_weight: sum of the class weights of all queries.
         pixels: number of supervised pixels (per-pixel models).
+        calls: number of forward passes, over all processes and micro-batches.
     """
 
     segments: float = 0.0
     class_weight: float = 0.0
     pixels: float = 0.0
+    calls: float = 0.0
 
     def plus(self, other: LossNormalizers) -> LossNormalizers:
         """The normalisers of both together."""
@@ -50,8 +53,8 @@ class MaskCriterion(nn.Module):
         no_object_weight: weight of *no object* in the cross-entropy.
         mask_weight: weight of the focal loss.
         dice_weight: weight of the dice loss.
-        normalizer: "global" divides the class loss by the weights of the whole step, "rank" by those of this call, as
-            published.
+        normalizer: "global" divides the class loss by the weights of the whole step; "rank", as published, by those of
+            this call, and what is returned is this call's share of the mean over all calls of the step.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class MaskCriterion(nn.Module):
         return LossNormalizers(
             segments=float(sum(len(image) for image in segments)),
             class_weight=matched + self.no_object_weight * unmatched,
+            calls=1.0,
         )
 
     def forward(
@@ -103,8 +107,14 @@ class MaskCriterion(nn.Module):
         """
         own = self.loss_normalizers(segments)
         whole = own if normalizers is None else normalizers
-        class_normalizer = whole.class_weight if self.normalizer == "global" else own.class_weight
-        pairs = _Pairs.collect(self.matcher(predictions, segments), segments)
+        if self.normalizer == "global":
+            class_normalizer, least_segments = whole.class_weight, 1.0
+        else:  # every process divides by at least one segment
+            class_normalizer, least_segments = own.class_weight * whole.calls, whole.calls
+        mask_normalizer = max(least_segments, whole.segments)
+        with section("matching"):
+            matches = self.matcher(predictions, segments)
+        pairs = _Pairs.collect(matches, segments)
         layers = predictions.class_logits.shape[0]
         losses: dict[str, Tensor] = {}
         with torch.autocast(predictions.class_logits.device.type, enabled=False):
@@ -113,8 +123,8 @@ class MaskCriterion(nn.Module):
         for layer in range(layers):
             suffix = layer_suffix(layer, layers)
             losses["loss_ce" + suffix] = class_losses[layer] / class_normalizer
-            losses["loss_mask" + suffix] = self.mask_weight * focal[layer] / max(1.0, whole.segments)
-            losses["loss_dice" + suffix] = self.dice_weight * dice[layer] / max(1.0, whole.segments)
+            losses["loss_mask" + suffix] = self.mask_weight * focal[layer] / mask_normalizer
+            losses["loss_dice" + suffix] = self.dice_weight * dice[layer] / mask_normalizer
         return losses
 
     def class_losses(self, class_logits: Tensor, pairs: _Pairs) -> Tensor:
@@ -189,10 +199,15 @@ class PixelCriterion(nn.Module):
         ignore_label: value of unsupervised pixels in label maps.
         stride: of the logits; images must be divisible by it.
         loss_weight: factor on the loss.
+        normalizer: "global" is the mean over the pixels of the whole step; "rank", as published, over those of this
+            call, and what is returned is this call's share of the mean over all calls of the step.
     """
 
-    def __init__(self, *, ignore_label: int = 255, stride: int = 4, loss_weight: float = 1.0) -> None:
+    def __init__(
+        self, *, ignore_label: int = 255, stride: int = 4, loss_weight: float = 1.0, normalizer: str = "global"
+    ) -> None:
         super().__init__()
+        self.normalizer = normalizer
         self.ignore_label = ignore_label
         self.stride = stride
         self.loss_weight = loss_weight
@@ -200,7 +215,7 @@ class PixelCriterion(nn.Module):
     def loss_normalizers(self, segments: Sequence[SegmentMap]) -> LossNormalizers:
         """Number of supervised pixels of a batch."""
         supervised = sum((image.ids >= 0).any(0).sum() for image in segments)
-        return LossNormalizers(pixels=float(supervised))
+        return LossNormalizers(pixels=float(supervised), calls=1.0)
 
     def forward(
         self, predictions: PixelPredictions, segments: Sequence[SegmentMap], normalizers: LossNormalizers | None = None
@@ -225,7 +240,9 @@ class PixelCriterion(nn.Module):
                 f"per-pixel models train on sizes divisible by {self.stride}, not on {truth.shape[-2]}x"
                 f"{truth.shape[-1]}; set INPUT.CROP.SIZE and INPUT.SIZE_DIVISIBILITY to multiples of it"
             )
-        pixels = (self.loss_normalizers(segments) if normalizers is None else normalizers).pixels
+        own = self.loss_normalizers(segments)
+        whole = own if normalizers is None else normalizers
+        pixels = max(1.0, whole.pixels) if self.normalizer == "global" else max(1.0, own.pixels) * whole.calls
         losses = {}
         with torch.autocast(truth.device.type, enabled=False):
             for layer, logits in enumerate(predictions.logits):
@@ -233,7 +250,7 @@ class PixelCriterion(nn.Module):
                     logits.float(), scale_factor=float(self.stride), mode="bilinear", align_corners=False
                 )
                 total = self.summed_cross_entropy(full, truth)
-                losses["loss_sem_seg" + layer_suffix(layer, layers)] = self.loss_weight * total / max(1.0, pixels)
+                losses["loss_sem_seg" + layer_suffix(layer, layers)] = self.loss_weight * total / pixels
         return losses
 
     def summed_cross_entropy(self, logits: Tensor, truth: Tensor) -> Tensor:

@@ -157,10 +157,36 @@ def test_normalizers_make_the_split_of_a_batch_irrelevant() -> None:
 
 def test_rank_normalizer_divides_classes_by_its_own_weights() -> None:
     predictions, segments = random_case([3], queries=5)
-    huge = LossNormalizers(segments=3.0, class_weight=1e6, pixels=0.0)
+    huge = LossNormalizers(segments=3.0, class_weight=1e6, calls=1.0)
     rank = make_criterion(5, 5, normalizer="rank")
     assert rank(predictions, segments, huge)["loss_ce"] == rank(predictions, segments)["loss_ce"]
     assert make_criterion(5, 5)(predictions, segments, huge)["loss_ce"] < rank(predictions, segments)["loss_ce"] / 1e3
+
+
+def test_rank_normalizer_is_the_mean_over_the_calls_of_a_step() -> None:
+    """Published: DistributedDataParallel averages the processes' losses, masks over at least one segment a process."""
+    predictions, segments = random_case([0, 1], queries=5)
+    rank = make_criterion(5, 5, normalizer="rank")
+    calls = [(MaskPredictions(*(p[:, b : b + 1] for p in predictions)), segments[b : b + 1]) for b in range(2)]
+    whole = rank.loss_normalizers(segments[:1]).plus(rank.loss_normalizers(segments[1:]))
+    shares = [rank(*call, whole) for call in calls]
+    alone = [rank(*call) for call in calls]
+    total = {name: sum(share[name].item() for share in shares) for name in shares[0]}
+    mean_of_class = sum(losses["loss_ce"].item() for losses in alone) / 2
+    assert total["loss_ce"] == pytest.approx(mean_of_class, rel=1e-6)
+    # One segment on two processes: each divides by max(1, 1 / 2), and the mean over both halves the sum.
+    assert total["loss_mask"] == pytest.approx(alone[1]["loss_mask"].item() / 2, rel=1e-6)
+    pixels = PixelPredictions(torch.randn(1, 2, 3, 2, 2))
+    truth = torch.randint(0, 3, (2, 8, 8))
+    truth[0, :6] = 255
+    maps = [SegmentMap.from_label_map(labels, 255) for labels in truth]
+    criterion = PixelCriterion(normalizer="rank")
+    whole = criterion.loss_normalizers(maps[:1]).plus(criterion.loss_normalizers(maps[1:]))
+    parts = [(PixelPredictions(pixels.logits[:, b : b + 1]), maps[b : b + 1]) for b in range(2)]
+    shared = sum(criterion(*part, whole)["loss_sem_seg"].item() for part in parts)
+    assert shared == pytest.approx(sum(criterion(*part)["loss_sem_seg"].item() for part in parts) / 2, rel=1e-6)
+    together = sum(PixelCriterion()(*part, whole)["loss_sem_seg"].item() for part in parts)
+    assert together == pytest.approx(PixelCriterion()(pixels, maps)["loss_sem_seg"].item(), rel=1e-6)
 
 
 def test_costs_that_are_not_finite_still_match_and_show_in_the_loss() -> None:
