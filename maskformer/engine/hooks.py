@@ -11,8 +11,9 @@ from typing import NamedTuple
 import torch
 
 from maskformer.engine.device import preserved_rng
-from maskformer.engine.metrics_log import MetricsLog, Record, StepTimer, max_memory_mb
+from maskformer.engine.metrics_log import StepTimer, max_memory_mb
 from maskformer.engine.trainer import Hook, Trainer
+from maskformer.engine.writers import MetricsLog, Record
 
 logger = logging.getLogger(__name__)
 

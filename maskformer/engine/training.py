@@ -16,12 +16,12 @@ from maskformer.data.catalog import Dataset, get_dataset
 from maskformer.data.loading import build_train_loader
 from maskformer.engine.evaluating import check_test_sets, evaluate
 from maskformer.engine.hooks import CheckpointHook, EvaluationHook, MetricsHook, ProgressHook
-from maskformer.engine.metrics_log import JsonLines, LogLine, MetricsLog, TensorBoard, Writer
 from maskformer.engine.optimizer import build_clipper, build_optimizer
 from maskformer.engine.resume import CheckpointSaver, Resumption
 from maskformer.engine.schedule import build_scheduler
 from maskformer.engine.startup import DataUse, check_dataset, describe_run
 from maskformer.engine.trainer import Hook, Precision, Trainer
+from maskformer.engine.writers import JsonLines, LogLine, MetricsLog, TensorBoard, Writer
 from maskformer.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -16,8 +16,9 @@ from PIL import Image
 
 from maskformer.engine import metrics_log
 from maskformer.engine.hooks import CheckpointHook, Evaluation, EvaluationHook, MetricsHook, ProgressHook
-from maskformer.engine.metrics_log import JsonLines, LogLine, LossWindow, MetricsLog, Record, StepTimer, TensorBoard
+from maskformer.engine.metrics_log import LossWindow, StepTimer
 from maskformer.engine.trainer import Trainer
+from maskformer.engine.writers import JsonLines, LogLine, MetricsLog, Record, TensorBoard
 from maskformer.errors import UserError
 from tests.unit.engine.fakes import make_trainer
 
