@@ -6,7 +6,7 @@ from maskformer.evaluation.loop import build_evaluators, inference_on_dataset
 from maskformer.evaluation.panoptic import PanopticEvaluator
 from maskformer.evaluation.panoptic_quality import PanopticQuality, semantic_segments
 from maskformer.evaluation.pictures import PictureSaver
-from maskformer.evaluation.report import flatten_results, format_results
+from maskformer.evaluation.report import flatten_results, format_results, metric_names
 from maskformer.evaluation.semantic import SemanticQuality, SemSegEvaluator
 
 __all__ = [
@@ -21,5 +21,6 @@ __all__ = [
     "flatten_results",
     "format_results",
     "inference_on_dataset",
+    "metric_names",
     "semantic_segments",
 ]

@@ -6,7 +6,7 @@ import contextlib
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -17,9 +17,17 @@ from maskformer.data.image_io import segmentation_to_rle
 from maskformer.errors import UserError
 from maskformer.evaluation.arrays import as_map
 from maskformer.evaluation.base import DatasetEvaluator, check_size
-from maskformer.evaluation.predictions import JsonStream, encode_masks
+from maskformer.evaluation.predictions import encode_masks
 
 SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+
+
+class _Image(NamedTuple):
+    """One image as pycocotools wants it, but without ids, which follow from all images."""
+
+    size: tuple[int, int]
+    truth: list[dict[str, Any]]
+    detections: list[dict[str, Any]]
 
 
 class InstanceEvaluator(DatasetEvaluator):
@@ -35,6 +43,7 @@ class InstanceEvaluator(DatasetEvaluator):
     """
 
     name = "segm"
+    file_name = "coco_instances_results.json"
 
     def __init__(
         self,
@@ -43,19 +52,15 @@ class InstanceEvaluator(DatasetEvaluator):
         dataset_ids: Sequence[int] | None = None,
         output_dir: str | Path | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(output_dir)
         self.class_names = list(class_names)
         self.things = [bool(thing) for thing in things]
         self.dataset_ids = list(dataset_ids) if dataset_ids is not None else list(range(len(self.class_names)))
-        self.output_dir = None if output_dir is None else Path(output_dir)
         self._start()
 
     def _start(self) -> None:
-        self._images: list[dict[str, Any]] = []
-        self._truth: list[dict[str, Any]] = []
-        self._detections: list[dict[str, Any]] = []
-        path = None if self.output_dir is None else self.output_dir / "coco_instances_results.json"
-        self._file = None if path is None else JsonStream(path)
+        super()._start()
+        self._images: list[_Image] = []
 
     def process_image(self, sample: Mapping[str, Any], result: Mapping[str, Any]) -> None:
         """Note one image: its true objects, and ``instances`` (masks (N, H, W), labels, scores (N,)) of the result."""
@@ -63,19 +68,16 @@ class InstanceEvaluator(DatasetEvaluator):
         masks = np.asarray(instances["masks"].cpu(), dtype=bool)
         truth, size = self._true_objects(sample, tuple(masks.shape[-2:]))
         check_size(sample, masks.shape[-2:], size)
-        number = len(self._images) + 1
-        self._images.append({"id": number, "height": size[0], "width": size[1]})
-        for item in truth:
-            # pycocotools takes id 0 for "unmatched", so ids start at 1.
-            self._truth.append({**item, "id": len(self._truth) + 1, "image_id": number})
         labels, scores = instances["labels"].tolist(), instances["scores"].tolist()
-        for label, score, segmentation in zip(labels, scores, encode_masks(masks), strict=True):
-            self._detections.append(
-                {"image_id": number, "category_id": label, "score": score, "segmentation": segmentation}
-            )
-            if self._file is not None:
-                own = {"image_id": sample["image_id"], "category_id": int(self.dataset_ids[label])}
-                self._file.write({**own, "score": round(score, 6), "segmentation": segmentation})
+        detections = [
+            {"category_id": label, "score": score, "segmentation": segmentation}
+            for label, score, segmentation in zip(labels, scores, encode_masks(masks), strict=True)
+        ]
+        self._images.append(_Image(size, truth, detections))
+        if self._file is not None:
+            for item in detections:
+                own = {"image_id": sample["image_id"], "category_id": int(self.dataset_ids[item["category_id"]])}
+                self._file.write({**own, "score": round(item["score"], 6), "segmentation": item["segmentation"]})
 
     def _true_objects(
         self, sample: Mapping[str, Any], default_size: tuple[int, ...]
@@ -100,16 +102,20 @@ class InstanceEvaluator(DatasetEvaluator):
         ]
         return objects, (ids.shape[0], ids.shape[1])
 
-    def finish(self) -> dict[str, float]:
+    def partial(self) -> list[_Image]:
+        """The images of this process."""
+        return self._images
+
+    def finish(self, partials: Sequence[list[_Image]]) -> dict[str, float]:
         """``AP``, ``AP50``, ``AP75``, ``APs``, ``APm``, ``APl``, ``AP-<name>``; NaN without such true objects."""
-        if self._file is not None:
-            self._file.commit()
         categories = [{"id": label, "name": self.class_names[label]} for label, t in enumerate(self.things) if t]
-        truth = {"images": self._images, "annotations": self._truth, "categories": categories}
         result = dict.fromkeys(SUMMARY, float("nan"))
         precision = np.zeros((0, 0, len(categories)))
-        if self._truth:
-            evaluation = _coco_evaluation(truth, self._detections)
+        images, truth, detections = _numbered([image for part in partials for image in part])
+        if truth:
+            evaluation = _coco_evaluation(
+                {"images": images, "annotations": truth, "categories": categories}, detections
+            )
             result.update(zip(SUMMARY, (_percent(value) for value in evaluation.stats[:6]), strict=True))
             precision = evaluation.eval["precision"][:, :, :, 0, -1]
         for index, category in enumerate(categories):
@@ -118,10 +124,21 @@ class InstanceEvaluator(DatasetEvaluator):
             result[f"AP-{category['name']}"] = _percent(valid.mean()) if valid.size else float("nan")
         return result
 
-    def close(self) -> None:
-        """Throw an unfinished file away."""
-        if self._file is not None:
-            self._file.discard()
+    def metric_names(self) -> list[str]:
+        """See `finish`."""
+        return list(self.finish([]))
+
+
+def _numbered(images: Sequence[_Image]) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
+    """Images, true objects and detections with ids, in place: there may be half a million detections."""
+    table = [{"id": n, "height": image.size[0], "width": image.size[1]} for n, image in enumerate(images, start=1)]
+    for number, image in enumerate(images, start=1):
+        for item in (*image.truth, *image.detections):
+            item["image_id"] = number
+    truth = [item for image in images for item in image.truth]
+    for number, item in enumerate(truth, start=1):  # not from 0, which pycocotools takes for "unmatched"
+        item["id"] = number
+    return table, truth, [item for image in images for item in image.detections]
 
 
 def _true_object(annotation: Mapping[str, Any], height: int, width: int, where: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from maskformer import distributed
 from maskformer.errors import UserError
 from maskformer.evaluation.base import DatasetEvaluator
 from maskformer.evaluation.instance import InstanceEvaluator
@@ -28,19 +29,22 @@ SECONDS_BETWEEN_LINES = 5.0
 SWITCHES = {"sem_seg": "SEMANTIC_ON", "panoptic_seg": "PANOPTIC_ON", "instances": "INSTANCE_ON"}
 
 
-def build_evaluators(cfg: Any, metadata: Any, output_dir: str | Path | None) -> list[DatasetEvaluator]:
+def build_evaluators(
+    cfg: Any, metadata: Any, output_dir: str | Path | None, *, folder_name: str = "inference"
+) -> list[DatasetEvaluator]:
     """What is measured on a data set: what its protocol names, as far as the model gives it.
 
     Args:
         cfg: reads ``MODEL.MASK_FORMER.TEST``, ``TEST.PICTURES``, ``INPUT.FORMAT``, ``DATASETS.TEST``.
         metadata: of the data set.
-        output_dir: of the run; files go to its folder ``inference`` (one folder each if there are several test sets);
-            None writes none.
+        output_dir: of the run; files go to its folder `folder_name` (in it one folder each if there are several test
+            sets); None writes none.
+        folder_name: see `output_dir`.
 
     Raises:
         UserError: if there is nothing to measure.
     """
-    folder = None if output_dir is None else Path(output_dir) / "inference"
+    folder = None if output_dir is None else Path(output_dir) / folder_name
     if folder is not None and len(cfg.DATASETS.TEST) > 1:
         folder = folder / "".join(c if c.isalnum() or c in "-_." else "_" for c in metadata.name)
     wanted = list(metadata.evaluators)
@@ -61,6 +65,8 @@ def build_evaluators(cfg: Any, metadata: Any, output_dir: str | Path | None) -> 
 
 @cache  # once a process, however often it is evaluated
 def _say_left_out(name: str, task: str) -> None:
+    if not distributed.is_main():
+        return
     logger.warning(
         "%s measures %s, but MODEL.MASK_FORMER.TEST.%s is off, so it is left out", name, task, SWITCHES[task]
     )
@@ -83,28 +89,30 @@ def inference_on_dataset(
     *,
     expected_ids: Sequence[Any] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Predict every image of a loader and evaluate.
+    """Predict every image of a loader and evaluate; every process calls it with its own share of the data set.
 
     Args:
         model: with ``infer(samples, semantic="labels")``; afterwards its modules are in the modes they were in.
-        loader: batches of test samples; `len` of it, if it has one, gives the time left.
+        loader: batches of test samples, in the order of the data set and those of a rank before those of the next;
+            may be empty, if not on all processes. `len` of it, if it has one, gives the time left.
         evaluators: what is measured.
-        expected_ids: ``image_id`` of every image that must come; None takes those of ``loader.dataset.records``, if it
-            has any.
+        expected_ids: ``image_id`` of every image that must come on any process; None takes those of
+            ``loader.dataset.records``, if it has any.
 
     Returns:
-        Metrics by evaluator, such as ``{"sem_seg": {"mIoU": …}}``.
+        Metrics by evaluator, such as ``{"sem_seg": {"mIoU": …}}``; on every process those of the whole data set.
 
     Raises:
-        UserError: if an image came twice or not at all, or its truth or result cannot be used.
+        UserError: on every process, if an image came twice or not at all; on the process that has the image, if its
+            truth or result cannot be used (whoever started the processes has to end the others).
     """
     evaluators = [evaluators] if isinstance(evaluators, DatasetEvaluator) else list(evaluators)
-    ids = _expected_ids(loader) if expected_ids is None else list(expected_ids)
+    ids, file_names = _listed(loader) if expected_ids is None else (list(expected_ids), None)
     results: dict[str, dict[str, float]] = {}
     predictor: Any = model
     try:
         for evaluator in evaluators:
-            evaluator.reset(ids)
+            evaluator.reset(ids, file_names)
         with evaluation_mode(model), torch.inference_mode(), Clock(loader, _device(model)) as clock:
             for samples in clock.fetch():
                 with clock.timing("inference"):
@@ -122,9 +130,14 @@ def inference_on_dataset(
     return results
 
 
-def _expected_ids(loader: Any) -> list[Any] | None:
+def _listed(loader: Any) -> tuple[list[Any] | None, list[str] | None]:
+    """Image ids and file names of the whole data set behind a loader, as far as it has them."""
     records = getattr(getattr(loader, "dataset", None), "records", None)
-    return None if records is None else [record["image_id"] for record in records]
+    if records is None:
+        return None, None
+    listed = [(record["image_id"], record.get("file_name")) for record in records]
+    named = all(file_name is not None for _, file_name in listed)
+    return [image_id for image_id, _ in listed], [str(file_name) for _, file_name in listed] if named else None
 
 
 @contextmanager
@@ -147,6 +160,8 @@ def _device(model: nn.Module) -> torch.device:
 class Clock:
     """Where the time goes, how much is left: a progress bar on a terminal, else a log line every few seconds.
 
+    Only the main process speaks: of its own share while it works, of all images at the end.
+
     Args:
         loader: of batches.
         device: of the model; CUDA is waited for, so that its work counts where it was asked for.
@@ -164,19 +179,26 @@ class Clock:
 
     def __enter__(self) -> Clock:
         self._start = self._last_line = time.perf_counter()
-        if sys.stdout.isatty():
+        if sys.stdout.isatty() and distributed.is_main():
             self._show_bar()
         return self
 
     def __exit__(self, *error: object) -> None:
         if self._bar is not None:
             self._bar.stop()
-        if error[0] is None and self.images:
-            spent = time.perf_counter() - self._start
-            parts = ", ".join(f"{name} {seconds / self.images:.4f}" for name, seconds in self.seconds.items())
-            logger.info(
-                "Predicted %d images in %.1f s (%.4f s/image: %s)", self.images, spent, spent / self.images, parts
-            )
+        if error[0] is None:
+            self._report_all()
+
+    def _report_all(self) -> None:
+        shares = distributed.gather_to_main((self.images, self.seconds))
+        images = sum(share[0] for share in shares)
+        if not images:  # always so on other processes, which have no shares to report
+            return
+        spent = time.perf_counter() - self._start
+        parts = ", ".join(f"{n} {sum(seconds[n] for _, seconds in shares) / images:.4f}" for n in self.seconds)
+        if len(shares) > 1:
+            parts = f"{len(shares)} processes, each {parts}"
+        logger.info("Predicted %d images in %.1f s (%.4f s/image: %s)", images, spent, spent / images, parts)
 
     def fetch(self) -> Iterator[Sequence[Mapping[str, Any]]]:
         """The batches of the loader, timed."""
@@ -218,6 +240,8 @@ class Clock:
         self._task = bar.add_task("evaluating", total=self.total)
 
     def _report(self) -> None:
+        if not distributed.is_main():
+            return
         if self._bar is not None:
             self._bar.update(self._task, completed=self.batches)
             return

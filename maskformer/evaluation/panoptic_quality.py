@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,9 @@ from maskformer.evaluation.arrays import as_map, count_values, mean_of
 VOID = 0
 ID_LIMIT = 2**24
 """Ids are below this, as in panoptic PNGs; it packs a pair of ids into one integer."""
+
+IOU_BITS = 53
+"""A float64 of ½ or more is a multiple of 2^-53."""
 
 SegmentInfo = Mapping[str, Any]
 
@@ -44,10 +48,16 @@ class PanopticQuality:
         self.class_names = class_names
         self._row = {category: row for row, category in enumerate(self.categories)}
         count = len(self.categories)
-        self.iou_sum = np.zeros(count)
+        # Sums of floats depend on their order, sums of integers do not: see `_units`.
+        self._iou_units = [0] * count
         self.true_positives = np.zeros(count, dtype=np.int64)
         self.false_positives = np.zeros(count, dtype=np.int64)
         self.false_negatives = np.zeros(count, dtype=np.int64)
+
+    @property
+    def iou_sum(self) -> np.ndarray:
+        """(K,) float64 sum of the IoUs of each category's matches, the same in whatever order they came."""
+        return np.array([units / 2**IOU_BITS for units in self._iou_units], dtype=np.float64)
 
     def update(
         self, pred_ids: Any, pred_segments: Sequence[SegmentInfo], true_ids: Any, true_segments: Sequence[SegmentInfo]
@@ -122,9 +132,10 @@ class PanopticQuality:
         union = truth.areas[:, None] + answer.areas[None] - overlap - on_void[None]
         iou = np.divide(overlap, union, out=np.zeros(overlap.shape), where=union > 0)
         match = (iou > 0.5) & same_class & ~truth.crowd[:, None]
-        size = len(self.iou_sum)
+        size = len(self.categories)
         true_index, pred_index = np.nonzero(match)
-        self.iou_sum += np.bincount(truth.rows[true_index], weights=iou[true_index, pred_index], minlength=size)
+        for row, value in zip(truth.rows[true_index].tolist(), iou[true_index, pred_index].tolist(), strict=True):
+            self._iou_units[row] += _units(value)
         self.true_positives += np.bincount(truth.rows[true_index], minlength=size)
         missed = ~match.any(1) & ~truth.crowd
         self.false_negatives += np.bincount(truth.rows[missed], minlength=size)
@@ -134,17 +145,17 @@ class PanopticQuality:
 
     def merge(self, other: PanopticQuality) -> PanopticQuality:
         """Add what another one (of the same categories) has counted, for example another process; returns itself."""
-        self.iou_sum += other.iou_sum
+        self._iou_units = [a + b for a, b in zip(self._iou_units, other._iou_units, strict=True)]
         self.true_positives += other.true_positives
         self.false_positives += other.false_positives
         self.false_negatives += other.false_negatives
         return self
 
     def _qualities(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        tp, fp, fn = self.true_positives, self.false_positives, self.false_negatives
+        tp, fp, fn, iou_sum = self.true_positives, self.false_positives, self.false_negatives, self.iou_sum
         present = tp + fp + fn > 0
         divisor = np.maximum(tp + 0.5 * fp + 0.5 * fn, 0.5)
-        return {"PQ": self.iou_sum / divisor, "SQ": self.iou_sum / np.maximum(tp, 1), "RQ": tp / divisor}, present
+        return {"PQ": iou_sum / divisor, "SQ": iou_sum / np.maximum(tp, 1), "RQ": tp / divisor}, present
 
     def per_class(self) -> dict[int, dict[str, float]]:
         """For each category id ``PQ``, ``SQ``, ``RQ`` in [0, 1] (NaN if it never occurred), ``TP``, ``FP``, ``FN``."""
@@ -172,6 +183,11 @@ class PanopticQuality:
             for category, own in self.per_class().items():
                 result[f"PQ-{self.class_names[category]}"] = 100 * own["PQ"]
         return result
+
+
+def _units(iou: float) -> int:
+    """An IoU above ½ in units of 2^-53, exactly."""
+    return int(math.ldexp(iou, IOU_BITS))
 
 
 def _checked_ids(ids: Any, what: str) -> np.ndarray:

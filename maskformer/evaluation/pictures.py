@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from maskformer import distributed
 from maskformer.data.image_io import decode_segmentation
+from maskformer.errors import UserError
 from maskformer.evaluation.base import DatasetEvaluator
-from maskformer.evaluation.predictions import write_png
+from maskformer.evaluation.predictions import remove_partials, write_png
 from maskformer.visualization import (
     LegendEntry,
     Overlay,
@@ -49,10 +51,16 @@ class PictureSaver(DatasetEvaluator):
         self._chosen: list[Any] | None = None
         self._saved = 0
 
-    def reset(self, expected_ids: Iterable[Any] | None = None) -> None:
-        """Start anew; which images are saved follows from `expected_ids`, without them they are the first ones."""
+    def reset(self, expected_ids: Iterable[Any] | None = None, file_names: Iterable[str] | None = None) -> None:
+        """Start anew.
+
+        Args:
+            expected_ids: tells which images are saved, whichever process sees them; without it they are the first ones
+                of the main process.
+            file_names: of the same images.
+        """
         ids = None if expected_ids is None else list(expected_ids)
-        super().reset(ids)
+        super().reset(ids, file_names)
         self.pictures = {}
         self._saved = 0
         self._chosen = None
@@ -60,10 +68,13 @@ class PictureSaver(DatasetEvaluator):
             places = np.linspace(0, len(ids) - 1, min(self.count, len(ids))).round().astype(int) if ids else []
             self._chosen = [ids[place] for place in places]
 
+    def _remove_leftovers(self) -> None:
+        remove_partials(self.directory, "*.png")
+
     def process_image(self, sample: Mapping[str, Any], result: Mapping[str, Any]) -> None:
         """Save the image if it is one of the chosen."""
         if self._chosen is None:
-            if self._saved >= self.count:
+            if self._saved >= self.count or not distributed.is_main():
                 return
         elif sample["image_id"] not in self._chosen:
             return
@@ -77,8 +88,23 @@ class PictureSaver(DatasetEvaluator):
             write_png(add_legend(row, _common_legend(truth, prediction)), path)
             self.pictures[f"{task}/{number:02d}_{stem}"] = path
 
-    def finish(self) -> dict[str, Any]:
-        """Nothing is measured; the files are in `pictures`, by name."""
+    def partial(self) -> dict[str, Path]:
+        """The pictures of this process."""
+        return self.pictures
+
+    def finish(self, partials: Sequence[dict[str, Path]]) -> dict[str, Any]:
+        """Nothing is measured; on the main process `pictures` now has the files of all, by name.
+
+        Raises:
+            UserError: if a file is not there.
+        """
+        self.pictures = {name: path for part in partials for name, path in part.items()}
+        for path in self.pictures.values():
+            if not path.is_file():
+                raise UserError(
+                    f"{path}, written by another process, is not there for the main process; "
+                    "OUTPUT_DIR must be on a file system that all machines share"
+                )
         return {}
 
     def _image(self, sample: Mapping[str, Any]) -> tuple[np.ndarray, tuple[int, int]]:

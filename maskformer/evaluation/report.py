@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from maskformer.evaluation.base import DatasetEvaluator
 
 TITLES = {"sem_seg": "Semantic segmentation", "panoptic_seg": "Panoptic segmentation", "segm": "Instance segmentation"}
 TABLE_WIDTH = 120
@@ -13,6 +15,11 @@ TABLE_WIDTH = 120
 def flatten_results(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """``{"sem_seg": {"mIoU": 1.0}}`` as ``{"sem_seg/mIoU": 1.0}``, for metrics.json and curves."""
     return {f"{task}/{name}": float(value) for task, metrics in results.items() for name, value in metrics.items()}
+
+
+def metric_names(evaluators: Iterable[DatasetEvaluator]) -> list[str]:
+    """Names of all metrics to come, such as ``sem_seg/mIoU``, as `flatten_results` makes them."""
+    return list(flatten_results({e.name: dict.fromkeys(e.metric_names(), math.nan) for e in evaluators}))
 
 
 def format_results(results: Mapping[str, Mapping[str, float]], metadata: Any = None) -> str:

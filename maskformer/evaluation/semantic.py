@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from maskformer.errors import UserError
 from maskformer.evaluation.arrays import as_map, mean_of
 from maskformer.evaluation.base import DatasetEvaluator, check_size
 from maskformer.evaluation.panoptic_quality import PanopticQuality, semantic_segments
-from maskformer.evaluation.predictions import JsonStream, encode_label_map
+from maskformer.evaluation.predictions import encode_label_map
 
 
 class SemanticQuality:
@@ -112,6 +112,11 @@ def _size(array: np.ndarray) -> str:
     return f"{array.shape[0]}x{array.shape[1]}"
 
 
+class _Counted(NamedTuple):
+    quality: SemanticQuality
+    stuff_quality: PanopticQuality
+
+
 class SemSegEvaluator(DatasetEvaluator):
     """mIoU and its relatives, PQ of stuff (every class one segment), and ``sem_seg_predictions.json``.
 
@@ -123,6 +128,7 @@ class SemSegEvaluator(DatasetEvaluator):
     """
 
     name = "sem_seg"
+    file_name = "sem_seg_predictions.json"
 
     def __init__(
         self,
@@ -131,18 +137,20 @@ class SemSegEvaluator(DatasetEvaluator):
         dataset_ids: Sequence[int] | None = None,
         output_dir: str | Path | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(output_dir)
         self.class_names = list(class_names)
         self.ignore_label = ignore_label
         self.dataset_ids = list(dataset_ids) if dataset_ids is not None else list(range(len(self.class_names)))
-        self.output_dir = None if output_dir is None else Path(output_dir)
         self._start()
 
     def _start(self) -> None:
+        super()._start()
+        self.quality, self.stuff_quality = self._nothing()
+
+    def _nothing(self) -> _Counted:
         classes = len(self.class_names)
-        self.quality = SemanticQuality(classes, self.ignore_label, self.class_names)
-        self.stuff_quality = PanopticQuality(dict.fromkeys(range(classes), False))
-        self._file = None if self.output_dir is None else JsonStream(self.output_dir / "sem_seg_predictions.json")
+        quality = SemanticQuality(classes, self.ignore_label, self.class_names)
+        return _Counted(quality, PanopticQuality(dict.fromkeys(range(classes), False)))
 
     def process_image(self, sample: Mapping[str, Any], result: Mapping[str, Any]) -> None:
         """Count one image: ``sem_seg`` (H, W) of the sample against ``sem_seg_labels`` (H, W) of the result."""
@@ -168,16 +176,21 @@ class SemSegEvaluator(DatasetEvaluator):
                     }
                 )
 
-    def finish(self) -> dict[str, float]:
-        """The metrics; the file is complete afterwards."""
-        if self._file is not None:
-            self._file.commit()
-        result = self.quality.compute()
+    def partial(self) -> _Counted:
+        """The counters of this process."""
+        return _Counted(self.quality, self.stuff_quality)
+
+    def finish(self, partials: Sequence[_Counted]) -> dict[str, float]:
+        """``mIoU``, ``fwIoU``, ``mACC``, ``pACC``, ``PQ_st``, then ``IoU-<name>`` and ``ACC-<name>``."""
+        total = self._nothing()
+        for part in partials:
+            total.quality.merge(part.quality)
+            total.stuff_quality.merge(part.stuff_quality)
+        result = total.quality.compute()
         headline = {key: value for key, value in result.items() if "-" not in key}
         classes = {key: value for key, value in result.items() if key not in headline}
-        return {**headline, "PQ_st": self.stuff_quality.compute()["PQ"], **classes}
+        return {**headline, "PQ_st": total.stuff_quality.compute()["PQ"], **classes}
 
-    def close(self) -> None:
-        """Throw an unfinished file away."""
-        if self._file is not None:
-            self._file.discard()
+    def metric_names(self) -> list[str]:
+        """See `finish`."""
+        return list(self.finish([]))
