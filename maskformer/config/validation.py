@@ -147,6 +147,7 @@ def validate_values(values: Mapping[str, Any], origins: Mapping[str, str]) -> No
     _check_transformer(checker)
     _check_input(checker)
     _check_solver(checker)
+    _check_sampler(checker)
 
 
 def _check_model(cfg: _Checker) -> None:
@@ -313,3 +314,20 @@ def _check_multipliers(cfg: _Checker) -> None:
                 " but must hold pairs of a part's name and a factor of 0 or more:"
                 " write it like [['sem_seg_head.pixel_decoder', 0.5]]",
             )
+
+
+def _check_sampler(cfg: _Checker) -> None:
+    """Repeating needs both the sampler and a threshold."""
+    repeats = cfg["DATALOADER.SAMPLER_TRAIN"] == "RepeatFactorTrainingSampler"
+    threshold = cfg["DATALOADER.REPEAT_THRESHOLD"]
+    if repeats and threshold == 0:
+        cfg.refuse(
+            "DATALOADER.SAMPLER_TRAIN",
+            " but with DATALOADER.REPEAT_THRESHOLD 0 nothing would be repeated: set it, such as to 0.001",
+        )
+    if threshold > 0 and not repeats:
+        cfg.refuse(
+            "DATALOADER.REPEAT_THRESHOLD",
+            " but has no effect with DATALOADER.SAMPLER_TRAIN TrainingSampler: set it to 0, or"
+            " DATALOADER.SAMPLER_TRAIN to RepeatFactorTrainingSampler",
+        )

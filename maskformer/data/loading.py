@@ -3,114 +3,25 @@
 from __future__ import annotations
 
 import logging
-import pickle
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
-import torch
 from torch.utils import data
 from yacs.config import CfgNode
 
 from maskformer.data import catalog, image_io
 from maskformer.data.checks import check_dataset_against_config, check_same_classes
 from maskformer.data.dataset import Dataset, Metadata, Record
-from maskformer.data.recipes import Sample, TestRecipe, TrainingRecipe, build_recipe
-from maskformer.data.samplers import BatchStream, Key, sample_rng
+from maskformer.data.recipes import Sample, build_recipe
+from maskformer.data.repeat_factors import build_repeat_factors
+from maskformer.data.samplers import BatchStream, Key, check_even_split
+from maskformer.data.workers import SampleSource, build_worker_loader, checked
 from maskformer.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 Batch = list[Sample]
-Recipe = TrainingRecipe | TestRecipe
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """A `UserError` on its way out of a worker, where an exception would arrive wrapped in a traceback."""
-
-    message: str
-
-
-class PackedRecords(Sequence[Record]):
-    """Records as one block of bytes, so that worker processes share it instead of copying it object by object."""
-
-    def __init__(self, records: Sequence[Record]) -> None:
-        packed = [np.frombuffer(pickle.dumps(r, protocol=pickle.HIGHEST_PROTOCOL), np.uint8) for r in records]
-        self._ends = np.cumsum([len(p) for p in packed])
-        self._bytes = np.concatenate(packed)
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def __getitem__(self, index: Any) -> Any:
-        index = range(len(self))[index]
-        start = self._ends[index - 1] if index else 0
-        return pickle.loads(self._bytes[start : self._ends[index]].tobytes())
-
-
-class SampleSource(data.Dataset[Sample | _Failure]):
-    """Key → sample, over one or several data sets one after another.
-
-    Args:
-        parts: records and recipe of each data set.
-        seed: of all chance.
-    """
-
-    def __init__(self, parts: Sequence[tuple[Sequence[Record], Recipe]], seed: int) -> None:
-        self.parts = [(PackedRecords(r) if isinstance(r, list) else r, recipe) for r, recipe in parts]
-        self.ends = np.cumsum([len(records) for records, _ in parts])
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return int(self.ends[-1])
-
-    def __getitem__(self, key: Key) -> Sample | _Failure:
-        index, position = key
-        part = int(np.searchsorted(self.ends, index, side="right"))
-        records, recipe = self.parts[part]
-        record = records[index - (int(self.ends[part - 1]) if part else 0)]
-        try:
-            return recipe(record, sample_rng(self.seed, position))
-        except UserError as error:
-            return _Failure(str(error))
-
-
-def _as_list(samples: list[Any]) -> list[Any]:
-    return samples
-
-
-def _start_worker(worker_id: int) -> None:
-    """One thread a worker: parallelism comes from their number."""
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)
-
-
-def _torch_loader(cfg: CfgNode, source: SampleSource, batches: Any) -> data.DataLoader[Any]:
-    workers = int(cfg.DATALOADER.NUM_WORKERS)
-    return data.DataLoader(
-        source,
-        batch_sampler=batches,
-        num_workers=workers,
-        prefetch_factor=int(cfg.DATALOADER.PREFETCH_FACTOR) if workers else None,
-        collate_fn=_as_list,
-        worker_init_fn=_start_worker,
-        pin_memory=torch.cuda.is_available() and cfg.MODEL.DEVICE != "cpu",
-        # Of its own: else starting an iterator would draw from torch's global generator and change a resumed run.
-        generator=torch.Generator(),
-    )
-
-
-def _checked(batch: list[Sample | _Failure]) -> Batch:
-    """The batch, if every sample could be made."""
-    samples: Batch = []
-    for sample in batch:
-        if isinstance(sample, _Failure):
-            raise UserError(sample.message)
-        samples.append(sample)
-    return samples
 
 
 # ------------------------------------------------------------------ training
@@ -121,14 +32,31 @@ class TrainLoader(Iterator[Batch]):
         position: number of samples (over all ranks) in the batches handed out; with it as `start_position`, a new
             loader continues with the batch that would have come next.
         metadata: of the training data.
+        epoch_length: number of images (over all ranks) of an epoch; more than there are if some are repeated.
+
+    Args:
+        loader: the samples of this rank, endless.
+        batch_size: of the global batch.
+        start_position: of the first batch.
+        metadata: of the training data.
+        epoch_length: number of images of an epoch.
     """
 
-    def __init__(self, loader: data.DataLoader[Any], batch_size: int, start_position: int, metadata: Metadata) -> None:
+    def __init__(
+        self,
+        loader: data.DataLoader[Any],
+        *,
+        batch_size: int,
+        start_position: int,
+        metadata: Metadata,
+        epoch_length: int,
+    ) -> None:
         self.position = start_position
         self.metadata = metadata
+        self.epoch_length = epoch_length
         self._batch_size = batch_size
         self._loader = loader
-        self._batches: Iterator[list[Sample | _Failure]] | None = None
+        self._batches: Iterator[list[Any]] | None = None
 
     def __iter__(self) -> TrainLoader:
         return self
@@ -136,7 +64,7 @@ class TrainLoader(Iterator[Batch]):
     def __next__(self) -> Batch:
         if self._batches is None:
             self._batches = iter(self._loader)
-        batch = _checked(next(self._batches))
+        batch = checked(next(self._batches))
         self.position += self._batch_size
         return batch
 
@@ -157,16 +85,21 @@ def build_train_loader(
     """The endless training loader over all of ``DATASETS.TRAIN``.
 
     Args:
-        cfg: reads ``DATASETS.TRAIN, INPUT, DATALOADER, SOLVER.IMS_PER_BATCH, SEED`` (negative: 0), ``MODEL.DEVICE``.
+        cfg: reads ``DATASETS.TRAIN, INPUT, DATALOADER, SOLVER.IMS_PER_BATCH, SEED`` (negative: 0), ``MODEL.DEVICE``,
+            ``OUTPUT_DIR`` (where it is kept which classes the images of label-file data sets hold, if rare ones are
+            repeated).
         metadata: what the model was built for; the data must have the same classes. None: the first data set's.
-        start_position: `TrainLoader.position` of the run to continue.
+        start_position: `TrainLoader.position` of the run to continue, whatever its number of processes was.
         datasets: those of ``DATASETS.TRAIN`` if they are there already, so that they are not listed again.
         rank: of this process.
         world_size: number of processes; each gets ``IMS_PER_BATCH / world_size`` samples a batch.
 
     Raises:
-        UserError: if a data set is missing, empty, does not fit the config or the other data sets.
+        UserError: if a data set is missing, empty, does not fit the config or the other data sets, or if the batch
+            cannot be split evenly.
     """
+    seed, batch_size = max(0, int(cfg.SEED)), int(cfg.SOLVER.IMS_PER_BATCH)
+    check_even_split(batch_size, world_size)  # before files are read
     if datasets is None:
         datasets = [catalog.get_dataset(name) for name in _names(cfg, "TRAIN")]
     metadata = metadata or datasets[0].metadata
@@ -174,15 +107,30 @@ def build_train_loader(
         check_same_classes(metadata, dataset.metadata)
         check_dataset_against_config(cfg, dataset.metadata)
     kept = [_records_with_segments(cfg, dataset) for dataset in datasets]
-    parts = [(r, build_recipe(cfg, d.metadata, training=True)) for r, d in zip(kept, datasets, strict=True)]
-    seed, batch_size = max(0, int(cfg.SEED)), int(cfg.SOLVER.IMS_PER_BATCH)
+    factors = build_repeat_factors(cfg, datasets, kept)
     landscape = None
     if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
         landscape = np.concatenate([_landscape(r, d.uniform) for r, d in zip(kept, datasets, strict=True)])
+    parts = [(r, build_recipe(cfg, d.metadata, training=True)) for r, d in zip(kept, datasets, strict=True)]
     source = SampleSource(parts, seed)
     start_batch = -(-start_position // batch_size)
-    stream = BatchStream(len(source), batch_size, seed, landscape, start_batch, rank, world_size)
-    return TrainLoader(_torch_loader(cfg, source, stream), batch_size, start_batch * batch_size, metadata)
+    stream = BatchStream(len(source), batch_size, seed, landscape, start_batch, rank, world_size, factors)
+    if factors is not None:
+        _say_what_is_repeated(float(cfg.DATALOADER.REPEAT_THRESHOLD), factors, stream.epochs.length)
+    return TrainLoader(
+        build_worker_loader(cfg, source, stream),
+        batch_size=batch_size,
+        start_position=start_batch * batch_size,
+        metadata=metadata,
+        epoch_length=stream.epochs.length,
+    )
+
+
+def _say_what_is_repeated(threshold: float, factors: np.ndarray, epoch_length: int) -> None:
+    logger.info(
+        "Repeat-factor sampling with threshold %g: %d of %d images are repeated, mean factor %.3f, %d images per epoch",
+        *(threshold, (factors > 1).sum(), len(factors), factors.mean(), epoch_length),
+    )
 
 
 def _names(cfg: CfgNode, key: str) -> tuple[str, ...]:
@@ -238,7 +186,7 @@ class TestLoader:
 
     Attributes:
         dataset: what is read (records and metadata).
-        indices: indices of the records this rank reads.
+        indices: indices of the records this rank reads; none if there are fewer batches than ranks.
 
     Args:
         dataset: what to read.
@@ -267,18 +215,20 @@ class TestLoader:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
+        if not self._batches:
+            return  # no workers need be started
         for batch in self._loader:
-            yield _checked(batch)
+            yield checked(batch)
 
 
-def _equal_size_batches(dataset: Dataset, indices: Sequence[int], batch_size: int) -> list[list[Key]]:
-    """Consecutive images of equal size, at most `batch_size` together.
+def _equal_size_batches(dataset: Dataset, batch_size: int) -> list[list[Key]]:
+    """All images in order: consecutive ones of equal size, at most `batch_size` together.
 
     A smaller image padded to a larger one would get other results than alone.
     """
     batches: list[list[Key]] = []
     last_size: tuple[int, int] | None = None
-    for index in indices:
+    for index in range(len(dataset.records)):
         size = None
         if batch_size > 1:
             size = _size(dataset.records[0 if dataset.uniform else index])
@@ -292,10 +242,12 @@ def _equal_size_batches(dataset: Dataset, indices: Sequence[int], batch_size: in
 def build_test_loader(cfg: CfgNode, dataset: str | Dataset, *, rank: int = 0, world_size: int = 1) -> TestLoader:
     """A loader that reads each image of a data set exactly once, in order.
 
+    The batches are those of one process, dealt whole: who predicts what changes, but no forward pass does.
+
     Args:
         cfg: reads ``INPUT, DATALOADER, TEST.IMS_PER_BATCH, MODEL.DEVICE``.
         dataset: or its catalog name.
-        rank: of this process; ranks get consecutive shares.
+        rank: of this process; ranks get consecutive shares, perhaps empty ones.
         world_size: number of processes.
 
     Raises:
@@ -304,9 +256,9 @@ def build_test_loader(cfg: CfgNode, dataset: str | Dataset, *, rank: int = 0, wo
     if isinstance(dataset, str):
         dataset = catalog.get_dataset(dataset)
     check_dataset_against_config(cfg, dataset.metadata, training=False)
-    count = len(dataset.records)
-    indices = range(count * rank // world_size, count * (rank + 1) // world_size)
-    batches = _equal_size_batches(dataset, indices, int(cfg.TEST.IMS_PER_BATCH))
+    batches = _equal_size_batches(dataset, int(cfg.TEST.IMS_PER_BATCH))
+    share = batches[len(batches) * rank // world_size : len(batches) * (rank + 1) // world_size]
+    indices = range(share[0][0][0], share[-1][-1][0] + 1) if share else range(0)
     source = SampleSource([(dataset.records, build_recipe(cfg, dataset.metadata, training=False))], 0)
-    loader = _torch_loader(cfg, source, batches)
-    return TestLoader(dataset=dataset, loader=loader, batches=batches, indices=indices)
+    loader = build_worker_loader(cfg, source, share)
+    return TestLoader(dataset=dataset, loader=loader, batches=share, indices=indices)

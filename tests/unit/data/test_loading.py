@@ -13,7 +13,7 @@ from PIL import Image
 
 from maskformer.data import build_test_loader, build_train_loader, catalog, get_metadata
 from maskformer.data.dataset import Dataset
-from maskformer.data.loading import PackedRecords
+from maskformer.data.workers import PackedRecords
 from maskformer.errors import UserError
 
 Make = Callable[..., Any]
