@@ -39,6 +39,7 @@ EXTRAS = {
     "export": ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.2"],
     "docs": ["sphinx>=7.0", "myst-parser>=3.0", "furo>=2024.1.29"],
     "app": ["gradio>=5.0"],
+    "wandb": ["wandb>=0.19"],
     # What Detectron2 needs besides itself; Detectron2 is not on any index and is built from its own source.
     "detectron2": [
         "fvcore>=0.1.5",

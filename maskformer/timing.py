@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 
 import torch
 
@@ -18,21 +19,23 @@ def section(name: str) -> Iterator[None]:
 
     Sections carry their names in profiler traces too.
     """
-    if _watch is None:
+    watch = _watch  # the one that leaves is the one that entered, whoever listens by then
+    if watch is None:
         yield
         return
     with torch.profiler.record_function(name):
-        _watch.enter(name)
+        watch.enter(name)
         try:
             yield
         finally:
-            _watch.leave()
+            watch.leave()
 
 
 class StopWatch:
     """Adds up the seconds of each section.
 
-    On CUDA the device's own clock counts: events are put into its stream and read later, so measuring waits for nothing.
+    On CUDA the device's own clock counts: events are put into its stream and read later, so that measuring waits for
+    nothing.
 
     Args:
         device: where the work is done.
@@ -73,16 +76,25 @@ class StopWatch:
             self._moments.append((time.perf_counter(), name))
 
     def read(self) -> dict[str, float]:
-        """Seconds of each section since the last call; on CUDA this waits for the device."""
+        """Seconds of each section since the last call; on CUDA this waits for the device.
+
+        Of a section under way, the time up to now is in this reading and the rest in the next.
+        """
+        if self._open:
+            self._mark(self._open[-1])
         if self.device.type == "cuda" and self._moments:
             torch.cuda.synchronize(self.device)
         seconds: defaultdict[str, float] = defaultdict(float)
-        for (start, name), (end, _) in zip(self._moments, self._moments[1:], strict=False):
-            if name is None:
-                continue
-            if isinstance(start, torch.cuda.Event):
-                seconds[name] += start.elapsed_time(end) / 1000
-            elif not isinstance(end, torch.cuda.Event):
-                seconds[name] += end - start
-        self._moments.clear()
+        for (start, name), (end, _) in pairwise(self._moments):
+            if name is not None:
+                seconds[name] += _seconds_between(start, end)
+        self._moments = self._moments[-1:] if self._open else []
         return dict(seconds)
+
+
+def _seconds_between(start: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:
+    if isinstance(start, float) and isinstance(end, float):
+        return end - start
+    assert isinstance(start, torch.cuda.Event)
+    assert isinstance(end, torch.cuda.Event)
+    return start.elapsed_time(end) / 1000
