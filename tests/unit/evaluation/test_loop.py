@@ -173,6 +173,8 @@ def test_what_is_measured(metadata: Any, tmp_path: Path) -> None:
 def test_several_test_sets_have_a_folder_each(metadata: Any, tmp_path: Path) -> None:
     evaluators = build_evaluators(config(test=("little", "other")), metadata, tmp_path)
     assert evaluators[0].output_dir == tmp_path / "inference" / "little"
+    averaged = build_evaluators(config(), metadata, tmp_path, folder_name="inference_ema")
+    assert averaged[0].output_dir == tmp_path / "inference_ema"
 
 
 # ---------------------------------------------------------------- tables
