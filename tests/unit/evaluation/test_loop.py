@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from maskformer import distributed
 from maskformer.config import get_cfg
 from maskformer.errors import UserError
 from maskformer.evaluation import (
@@ -128,6 +129,24 @@ def test_progress_lines_with_time_left(
     pattern = rf"Inference done 2/2\. Dataloading: {number}Inference: {number}Eval: {number}Total: {number}ETA=0:00:00"
     assert any(re.fullmatch(pattern, line) for line in lines), lines
     assert lines[-1].startswith("Predicted 4 images in")
+
+
+def test_only_the_main_process_speaks_and_at_the_end_of_all_images(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("maskformer.evaluation.loop.SECONDS_BETWEEN_LINES", 0.0)
+    batches, other = [[{}, {}], [{}]], (4, {"data": 0.5, "inference": 6.0, "evaluation": 1.0})
+    for main, expected in ((True, 3), (False, 0)):
+        monkeypatch.setattr(distributed, "is_main", lambda main=main: main)
+        monkeypatch.setattr(distributed, "gather_to_main", lambda own, main=main: [own, other] if main else [])
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "maskformer"), Clock(batches, torch.device("cpu")) as clock:
+            assert list(clock.fetch()) == batches
+        assert len(caplog.records) == expected
+        if main:
+            number = r"\d+\.\d{4}"
+            pattern = rf"Predicted 7 images in .*: 2 processes, each data {number}, inference 0\.8571, evaluation .*"
+            assert re.fullmatch(pattern, caplog.records[-1].getMessage())
 
 
 def test_cuda_is_waited_for_before_the_clock_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
