@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,10 +123,10 @@ def _read_label_files(cfg: CfgNode, records: Sequence[Record], metadata: Metadat
     logger.info("%s: reading which classes its %d label files hold", metadata.name, len(records))
     keys = [(index, 0) for index in range(len(records))]
     tasks = [keys[i : i + IMAGES_PER_TASK] for i in range(0, len(keys), IMAGES_PER_TASK)]
-    made = iter(build_worker_loader(cfg, SampleSource([(records, ClassReader(metadata))], seed=0), tasks))
+    loader = build_worker_loader(cfg, SampleSource([(records, ClassReader(metadata))], seed=0), tasks)
     classes: list[np.ndarray] = []
     with _progress(f"{metadata.name}: reading label files", len(records)) as report:
-        for several in made:
+        for several in loader:  # its iterator has no name, so that an error ends the workers at once
             classes += checked(several)
             report(len(classes))
     return _pairs(classes)
@@ -209,5 +209,6 @@ def _write_cache(path: Path, arrays: Mapping[str, Any]) -> None:
             np.savez_compressed(file, **arrays)
         unfinished.replace(path)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):
+            unfinished.unlink()
         logger.warning("%s cannot be written (%s), so a resumed run will read the label files again", path, error)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -93,13 +93,31 @@ def test_global_random_state_is_left_alone(make_cfg: Make) -> None:
     assert np.array_equal(before[1], np.random.get_state()[1])  # type: ignore[index]
 
 
-def test_ranks_together_see_the_global_batch(make_cfg: Make) -> None:
-    cfg = make_cfg(SOLVER__IMS_PER_BATCH=4)
-    whole = take(cfg, 3)
-    shares = [take(cfg, 3, rank=rank, world_size=2) for rank in range(2)]
-    for i in range(3):
-        together = [shares[0][i][0], shares[1][i][0], shares[0][i][1], shares[1][i][1]]
-        assert same([together], [whole[i]])
+@pytest.mark.parametrize("factors", [{}, {"SAMPLER_TRAIN": "RepeatFactorTrainingSampler", "REPEAT_THRESHOLD": 0.9}])
+def test_ranks_together_see_the_global_batch(make_cfg: Make, make_folder: Make, factors: dict[str, Any]) -> None:
+    folder = make_folder([(20, 30), (30, 20), (2, 1), (1, 2), (22, 30)])  # few pixels hold few classes
+    cfg = make_cfg(
+        **{**AUGMENTED, "INPUT__CROP__ENABLED": False, "INPUT__SIZE_DIVISIBILITY": -1},
+        **{f"DATALOADER__{key}": value for key, value in factors.items()},
+        DATASETS__TRAIN=(f"folder:{folder}:train",),
+        MODEL__SEM_SEG_HEAD__NUM_CLASSES=3,
+        SOLVER__IMS_PER_BATCH=4,
+        OUTPUT_DIR=str(folder / "output"),
+    )
+    assert (build_train_loader(cfg).epoch_length > 5) == bool(factors)
+    whole = take(cfg, 6)
+    for start, size in ((0, 2), (2, 4), (3, 1), (5, 2)):  # a run goes on with other numbers of processes
+        shares = [take(cfg, 6 - start, start_position=4 * start, rank=rank, world_size=size) for rank in range(size)]
+        dealt = [
+            [sample for samples in zip(*parts, strict=True) for sample in samples]
+            for parts in zip(*shares, strict=True)
+        ]
+        assert same(dealt, whole[start:])
+
+
+def test_a_batch_that_cannot_be_split_is_refused_before_data_are_read(make_cfg: Make) -> None:
+    with pytest.raises(UserError, match="over 3 processes: use 1 or 2 processes"):
+        build_train_loader(make_cfg(DATASETS__TRAIN=("folder:/nowhere:train",)), rank=1, world_size=3)
 
 
 def test_grouping_can_be_switched_off(make_cfg: Make, make_folder: Make) -> None:
@@ -204,24 +222,54 @@ def test_data_that_the_model_was_not_built_for(make_cfg: Make) -> None:
 
 
 # ------------------------------------------------------------------ testing
-@pytest.mark.parametrize("world_size", [1, 3])
-@pytest.mark.parametrize("batch", [1, 4])
-def test_each_image_once(make_cfg: Make, make_folder: Make, world_size: int, batch: int) -> None:
-    sizes = [(20, 30), (20, 30), (20, 30), (30, 20), (20, 30), (20, 20), (20, 20), (20, 20), (20, 20), (20, 20)]
-    folder = make_folder(sizes, split="val")
-    cfg = make_cfg(TEST__IMS_PER_BATCH=batch, MODEL__SEM_SEG_HEAD__NUM_CLASSES=3, DATALOADER__NUM_WORKERS=2)
-    ids: list[str] = []
-    for rank in range(world_size):
-        loader = build_test_loader(cfg, f"folder:{folder}:val", rank=rank, world_size=world_size)
-        batches = list(loader)
-        assert len(batches) == len(loader)
-        assert all(len({(s["height"], s["width"]) for s in b}) == 1 and len(b) <= batch for b in batches)
-        assert [s["image_id"] for b in batches for s in b] == [f"{i:03d}" for i in loader.indices]
-        ids += [s["image_id"] for b in batches for s in b]
-        if world_size == 1:
-            assert len(batches) == (10 if batch == 1 else 5)
-            assert [s["image_id"] for b in loader for s in b] == ids  # can be read again
-    assert ids == [f"{i:03d}" for i in range(10)]
+def ids(batches: Any) -> list[list[str]]:
+    return [[sample["image_id"] for sample in batch] for batch in batches]
+
+
+SIZES = [(20, 30), (20, 30), (20, 30), (30, 20), (20, 30), (20, 20), (20, 20), (20, 20), (20, 20), (20, 20)]
+
+
+@pytest.mark.parametrize(("batch", "expected"), [(1, [1] * 10), (2, [2, 1, 1, 1, 2, 2, 1]), (4, [3, 1, 1, 4, 1])])
+def test_batches_are_those_of_one_process_each_once(
+    make_cfg: Make, make_folder: Make, batch: int, expected: list[int]
+) -> None:
+    folder = make_folder(SIZES, split="val")
+    cfg = make_cfg(TEST__IMS_PER_BATCH=batch, MODEL__SEM_SEG_HEAD__NUM_CLASSES=3)
+    name = f"folder:{folder}:val"
+    whole = list(build_test_loader(cfg, name))
+    assert list(map(len, whole)) == expected
+    assert [image_id for b in ids(whole) for image_id in b] == [f"{i:03d}" for i in range(10)]
+    assert all(len({(s["height"], s["width"]) for s in b}) == 1 for b in whole)
+    for world_size in (1, 2, 3, 4, 12):
+        loaders = [build_test_loader(cfg, name, rank=rank, world_size=world_size) for rank in range(world_size)]
+        shares = [ids(loader) for loader in loaders]
+        assert [*chain(*shares)] == ids(whole)
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+        assert list(map(len, loaders)) == list(map(len, shares))
+        for loader, share in zip(loaders, shares, strict=True):
+            assert [f"{i:03d}" for i in loader.indices] == [*chain(*share)]
+            assert len(loader.dataset.records) == 10
+
+
+def test_worker_processes_read_a_share_again_and_again_and_an_empty_one(make_cfg: Make, make_folder: Make) -> None:
+    folder = make_folder([(20, 20)] * 3, split="val")
+    cfg = make_cfg(TEST__IMS_PER_BATCH=2, MODEL__SEM_SEG_HEAD__NUM_CLASSES=3, DATALOADER__NUM_WORKERS=2)
+    shares = []
+    for rank in range(4):
+        loader = build_test_loader(cfg, f"folder:{folder}:val", rank=rank, world_size=4)
+        shares.append(ids(loader))
+        assert ids(loader) == shares[-1]
+        assert len(loader) == len(shares[-1])
+    assert shares == [[], [["000", "001"]], [], [["002"]]]
+    assert list(loader.indices) == [2]
+    assert list(build_test_loader(cfg, f"folder:{folder}:val", rank=0, world_size=4).indices) == []
+
+
+def test_nothing_to_test_on(make_cfg: Make, make_metadata: Make) -> None:
+    empty = Dataset(make_metadata(5, name="empty"), list)
+    for rank in range(2):
+        with pytest.raises(UserError, match="data set 'empty' is empty"):
+            build_test_loader(make_cfg(), empty, rank=rank, world_size=2)
 
 
 # ------------------------------------------------------------------ memory
