@@ -14,10 +14,16 @@ from typing import Any, TypeVar
 
 import torch
 from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from maskformer.errors import UserError
 
 T = TypeVar("T")
+
+
+class SharedUserError(UserError):
+    """A mistake that every process reports in the same words, so that one of them is enough to print it."""
+
 
 BACKENDS = {"cuda": "cpu:gloo,cuda:nccl", "cpu": "gloo"}
 
@@ -62,10 +68,9 @@ def process_group(device: torch.device, seconds: float) -> Iterator[None]:
             f"process {os.environ.get('RANK')} of {os.environ.get('WORLD_SIZE')} could not meet the others at {where} "
             f"({str(error).splitlines()[0]}); check that all of them were started and that this address is reachable"
         ) from error
-    try:
-        yield
-    finally:
-        distributed.destroy_process_group()
+    yield
+    # Not after an error: the others are still waiting for this process, which ends to let them know.
+    distributed.destroy_process_group()
 
 
 def barrier() -> None:
@@ -117,7 +122,14 @@ def broadcast(value: T) -> T:
 
 
 def on_main(function: Callable[[], T]) -> T:
-    """Run `function` on the main process alone; its result, or its `UserError`, is that of every process."""
+    """Run `function` on the main process alone.
+
+    Returns:
+        Its result, on every process.
+
+    Raises:
+        SharedUserError: on every process, if it raised a `UserError`.
+    """
     if world_size() == 1:
         return function()
     outcome: tuple[Any, str | None] = (None, None)
@@ -125,13 +137,34 @@ def on_main(function: Callable[[], T]) -> T:
         try:
             outcome = (function(), None)
         except UserError as error:
-            broadcast((None, str(error)))
-            raise
+            outcome = (None, str(error))
     result, problem = broadcast(outcome)
     if problem is not None:
-        raise UserError(problem)
+        raise SharedUserError(problem)
     answer: T = result
     return answer
+
+
+def agree(problem: str | None) -> None:
+    """Stop every process if one of them has a problem.
+
+    Raises:
+        SharedUserError: with the problem of the first process that has one.
+    """
+    problems = [text for text in gather(problem) if text]
+    if problems:
+        raise SharedUserError(problems[0])
+
+
+def data_parallel(model: nn.Module) -> DistributedDataParallel | None:
+    """The model with gradients averaged over all processes; None if there is one process.
+
+    Weights and buffers become those of the main process. Every parameter must have a gradient in every step.
+    """
+    if world_size() == 1:
+        return None
+    # Buffers are broadcast before they are evaluated or saved, not in every step.
+    return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def broadcast_buffers(model: nn.Module) -> None:

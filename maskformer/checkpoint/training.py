@@ -42,6 +42,7 @@ def save_checkpoint(
     extra: Mapping[str, Any] | None = None,
     name: str | None = None,
     keep_last: int = 0,
+    newest: bool = True,
 ) -> Path:
     """Writes one complete checkpoint, then names it in ``last_checkpoint``, then removes old ones.
 
@@ -60,6 +61,7 @@ def save_checkpoint(
         extra: anything else of tensors, numbers, text and containers.
         name: of the file; None for ``model_%07d.pth``.
         keep_last: how many numbered files stay; 0 for all.
+        newest: whether ``last_checkpoint`` names it; not for files that no run is resumed from.
 
     Returns:
         The file written.
@@ -68,11 +70,9 @@ def save_checkpoint(
         UserError: the folder cannot be written.
         TypeError: a state holds something other than tensors, numbers, text and containers.
     """
+    states = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
     content = {
-        "model": _state(model),
-        "optimizer": _state(optimizer),
-        "scheduler": _state(scheduler),
-        "scaler": _state(scaler),
+        **{key: _state(state) for key, state in states.items()},
         "iteration": int(iteration),
         "rng": list(rng),
         "position": int(position),
@@ -82,16 +82,18 @@ def save_checkpoint(
         "extra": dict(extra or {}),
     }
     path = Path(folder) / (name or f"model_{iteration:07d}.pth")
-    _write(path, content)
+    _write(path, content, newest)
     _remove_old(path, keep_last)
     return path
 
 
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    """The file, then its name in ``last_checkpoint``: that names a complete file whenever this is interrupted."""
+def _write(path: Path, content: Mapping[str, Any], newest: bool) -> None:
+    """The file; then, if it is the newest, its name in ``last_checkpoint``, which thus always names a complete file."""
     plain = {key: _plain(value, key) for key, value in content.items()}
     with atomic_write(path) as file:
         torch.save(plain, file)
+    if not newest:
+        return
     with atomic_write(path.with_name(LAST_NAME)) as file:
         file.write(path.name.encode())
 

@@ -11,13 +11,16 @@ from typing import Any
 
 import torch
 
+from maskformer import distributed
 from maskformer.build import build_model_to_fill
 from maskformer.checkpoint import checkpoint_metadata, load_weights, metadata_in, restore_model
 from maskformer.data.catalog import Dataset, Metadata, get_dataset, get_metadata
 from maskformer.data.checks import check_test_classes
 from maskformer.data.loading import build_test_loader
+from maskformer.engine.averaging import build_average
+from maskformer.engine.best import unknown_metric
 from maskformer.engine.hooks import Evaluation
-from maskformer.engine.resume import Resumption
+from maskformer.engine.resume import EMA_PREFIX, Resumption
 from maskformer.engine.startup import check_dataset
 from maskformer.errors import UserError
 from maskformer.evaluation import (
@@ -26,6 +29,7 @@ from maskformer.evaluation import (
     flatten_results,
     format_results,
     inference_on_dataset,
+    metric_names,
 )
 
 logger = logging.getLogger(__name__)
@@ -48,13 +52,35 @@ def check_test_sets(cfg: Any, datasets: Sequence[Dataset], trained: Metadata | N
             check_test_classes(trained, dataset.metadata)
 
 
-def evaluate(cfg: Any, model: torch.nn.Module, datasets: Sequence[Dataset]) -> Evaluation:
+def check_metric(cfg: Any, datasets: Sequence[Dataset]) -> None:
+    """Refuse a ``CHECKPOINT.BEST_METRIC`` that no evaluation of the run will give.
+
+    Raises:
+        UserError: naming those there will be.
+    """
+    names: list[str] = []
+    for dataset in datasets:
+        prefix = f"{dataset.metadata.name}/" if len(datasets) > 1 else ""
+        evaluators = build_evaluators(cfg, dataset.metadata, output_dir=None)
+        names += [prefix + name for name in metric_names(evaluators)]
+    if cfg.SOLVER.EMA.ENABLED:
+        names += [EMA_PREFIX + name for name in names]
+    if cfg.CHECKPOINT.BEST_METRIC and cfg.CHECKPOINT.BEST_METRIC not in names:
+        raise UserError(unknown_metric(cfg.CHECKPOINT.BEST_METRIC, names))
+
+
+def evaluate(
+    cfg: Any, model: torch.nn.Module, datasets: Sequence[Dataset], folder_name: str = "inference"
+) -> Evaluation:
     """Evaluate the present weights on every test set, print tables and save pictures.
+
+    All processes take part, each on its share of the images, and get the same scores.
 
     Args:
         cfg: of the run.
         model: to evaluate.
         datasets: of ``DATASETS.TEST``; the same objects each time, so that each is listed once in a run.
+        folder_name: where files go in ``OUTPUT_DIR``.
 
     Returns:
         Scores and pictures; names start with the data set's where there are several, as in Detectron2.
@@ -62,23 +88,39 @@ def evaluate(cfg: Any, model: torch.nn.Module, datasets: Sequence[Dataset]) -> E
     scores: dict[str, float] = {}
     pictures: dict[str, Path] = {}
     for dataset in datasets:
-        results, saved = evaluate_dataset(cfg, model, dataset)
+        results, saved = evaluate_dataset(cfg, model, dataset, folder_name)
         prefix = f"{dataset.metadata.name}/" if len(datasets) > 1 else ""
         scores.update({prefix + key: value for key, value in flatten_results(results).items()})
         pictures.update({prefix + picture: path for picture, path in saved.items()})
     return Evaluation(scores, pictures)
 
 
+def evaluate_all(
+    cfg: Any, model: torch.nn.Module, average: torch.nn.Module | None, datasets: Sequence[Dataset]
+) -> Evaluation:
+    """As `evaluate`, for the weights and, if there is one, their moving average; its names start with ``ema/``."""
+    own = evaluate(cfg, model, datasets)
+    if average is None:
+        return own
+    logger.info("the same with the moving average of the weights:")
+    averaged = evaluate(cfg, average, datasets, "inference_ema")
+    scores, pictures = dict(own.scores), dict(own.pictures)
+    scores.update({EMA_PREFIX + name: score for name, score in averaged.scores.items()})
+    pictures.update({EMA_PREFIX + name: path for name, path in averaged.pictures.items()})
+    return Evaluation(scores, pictures)
+
+
 def evaluate_dataset(
-    cfg: Any, model: torch.nn.Module, dataset: Dataset
+    cfg: Any, model: torch.nn.Module, dataset: Dataset, folder_name: str = "inference"
 ) -> tuple[dict[str, dict[str, float]], Mapping[str, Path]]:
     """Evaluate the present weights on one data set and print tables.
 
     Returns:
         Metrics by task, and the pictures saved, by name.
     """
-    loader = build_test_loader(cfg, dataset)
-    evaluators = build_evaluators(cfg, loader.metadata, cfg.OUTPUT_DIR)
+    distributed.broadcast_buffers(model)
+    loader = build_test_loader(cfg, dataset, rank=distributed.rank(), world_size=distributed.world_size())
+    evaluators = build_evaluators(cfg, loader.metadata, cfg.OUTPUT_DIR, folder_name=folder_name)
     results = inference_on_dataset(model, loader, evaluators)
     logger.info("\n%s", format_results(results, loader.metadata))
     pictures = {
@@ -113,9 +155,10 @@ def evaluate_only(cfg: Any, config_text: str, resumption: Resumption | None) -> 
         raise UserError("--eval-only needs a data set but DATASETS.TEST is empty; name one like ('folder:data:val',)")
     trained = trained_classes(cfg, resumption)
     datasets = [get_dataset(name) for name in cfg.DATASETS.TEST]
-    check_test_sets(cfg, datasets, trained)
+    distributed.on_main(lambda: check_test_sets(cfg, datasets, trained))
     folder = Path(cfg.OUTPUT_DIR)
-    write_config(folder, config_text)
+    if distributed.is_main():
+        write_config(folder, config_text)
     model = build_model_to_fill(cfg, trained or datasets[0].metadata)
     if resumption is not None:
         restore_model(model, resumption.checkpoint, resumption.path)
@@ -123,12 +166,24 @@ def evaluate_only(cfg: Any, config_text: str, resumption: Resumption | None) -> 
     else:
         weights = cfg.MODEL.WEIGHTS
         logger.info("%s", load_weights(model, weights, strict=True).summary())
-    evaluation = evaluate(cfg, model, datasets)
+    average = averaged_model(cfg, model, resumption)
+    evaluation = evaluate_all(cfg, model, average, datasets)
+    if not distributed.is_main():
+        return
     path = folder / "inference" / "results.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     scores = {name: value if math.isfinite(value) else None for name, value in evaluation.scores.items()}
     path.write_text(json.dumps({"weights": weights, "scores": scores}, indent=1) + "\n", encoding="utf-8")
     logger.info("results: %s", path)
+
+
+def averaged_model(cfg: Any, model: torch.nn.Module, resumption: Resumption | None) -> torch.nn.Module | None:
+    """The moving average of the weights in a checkpoint, if ``SOLVER.EMA`` is on and the checkpoint has one."""
+    average = build_average(cfg, model) if resumption is not None else None
+    if average is None or resumption is None or "ema" not in resumption.checkpoint["extra"]:
+        return None
+    resumption.restore_average(average)
+    return average.model
 
 
 def trained_classes(cfg: Any, resumption: Resumption | None) -> Metadata | None:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import logging
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from maskformer import distributed
 from maskformer.engine.device import preserved_rng
 from maskformer.engine.metrics_log import StepTimer, max_memory_mb
 from maskformer.engine.trainer import Hook, Trainer
 from maskformer.engine.writers import MetricsLog, Record
 
 logger = logging.getLogger(__name__)
+
+STEP_PARTS = ("forward", "matching", "backward", "optimizer")
 
 
 def is_due(trainer: Trainer, period: int) -> bool:
@@ -25,6 +28,8 @@ def is_due(trainer: Trainer, period: int) -> bool:
 
 class MetricsHook(Hook):
     """Every `period` steps, and after the last: losses (medians over the window), times (means), learning rate, memory.
+
+    All processes take part; the log of all but the main one has no writers.
 
     Args:
         log: where the records go; closed at the end.
@@ -52,12 +57,17 @@ class MetricsHook(Hook):
         for name in sorted(dict.fromkeys(name for step in steps for name in step.terms), key=by_layer):
             scalars[name] = statistics.median(step.terms[name] for step in steps if name in step.terms)
         trainer.losses.clear()
-        scalars["time"], scalars["data_time"] = self.timer.window_means()
+        scalars["time"], data_time = self.timer.window_means()
+        # A step waits for the slowest process, and the fullest memory is the one that overflows.
+        slowest, fullest = zip(*distributed.gather((data_time, max_memory_mb(self.device))), strict=True)
+        scalars["data_time"] = max(slowest)
+        parts = trainer.watch.read()
+        scalars.update({f"{part}_time": parts[part] / len(steps) for part in STEP_PARTS if part in parts})
         scalars["eta_seconds"] = self.timer.seconds_left(trainer.max_iterations - trainer.finished_iterations)
         scalars.update(learning_rates(trainer))
         if trainer.precision.scaler.is_enabled():
             scalars["loss_scale"] = trainer.precision.scaler.get_scale()
-        scalars["max_mem"] = max_memory_mb(self.device)
+        scalars["max_mem"] = max(fullest)
         return Record(trainer.iteration, scalars)
 
     def close(self) -> None:
@@ -169,12 +179,21 @@ class EvaluationHook(Hook):
         period: steps between evaluations; 0 for the end only.
         evaluate: evaluates the present weights.
         log: where scores and pictures go.
+        watchers: called with the trainer and the scores of every evaluation; they may stop the run.
     """
 
-    def __init__(self, period: int, evaluate: Callable[[], Evaluation], log: MetricsLog) -> None:
+    def __init__(
+        self,
+        period: int,
+        evaluate: Callable[[], Evaluation],
+        log: MetricsLog,
+        watchers: Sequence[Callable[[Trainer, Mapping[str, float]], None]] = (),
+    ) -> None:
         self.period = period
         self.evaluate = evaluate
         self.log = log
+        self.watchers = watchers
+        self._evaluated = -1
 
     def after_step(self, trainer: Trainer) -> None:
         """Evaluate when it is time; the last step's turn comes after training."""
@@ -182,15 +201,19 @@ class EvaluationHook(Hook):
             self.run(trainer)
 
     def after_train(self, trainer: Trainer) -> None:
-        """Evaluate the final weights."""
-        self.run(trainer)
+        """Evaluate the final weights, unless a run that stopped early has just done so."""
+        if self._evaluated != trainer.iteration:
+            self.run(trainer)
 
     def run(self, trainer: Trainer) -> None:
         """Evaluate and write the scores; training continues as if nothing had happened."""
         with preserved_rng():
             evaluation = self.evaluate()
         trainer.model.train()
+        self._evaluated = trainer.iteration
         if evaluation.scores:
             self.log.write(Record(trainer.iteration, dict(evaluation.scores)))
         for name, path in evaluation.pictures.items():
             self.log.write_picture(name, path, trainer.iteration)
+        for watch in self.watchers:
+            watch(trainer, evaluation.scores)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import random
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from maskformer.engine.launch import USER_ERROR, Place, adopt_slurm, check_arguments, check_place, find_place, launch
 from maskformer.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -31,11 +34,27 @@ def build_parser() -> argparse.ArgumentParser:
         "--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS (with --resume the newest checkpoint)"
     )
     parser.add_argument(
-        "--num-gpus", type=int, metavar="N", help="0: the CPU, 1: one GPU; default: as MODEL.DEVICE says"
+        "--num-gpus",
+        type=int,
+        metavar="N",
+        help="processes on this machine, each with a GPU of its own (on the CPU with MODEL.DEVICE cpu); 0: one process "
+        "on the CPU; default: one process on MODEL.DEVICE",
     )
-    parser.add_argument("--num-machines", type=int, default=1, metavar="M", help="number of machines; only 1 so far")
+    parser.add_argument("--num-machines", type=int, default=1, metavar="M", help="machines, each runs this command")
     parser.add_argument("--machine-rank", type=int, default=0, metavar="R", help="number of this machine, from 0")
-    parser.add_argument("--dist-url", default="auto", metavar="URL", help="where several processes meet; unused by one")
+    parser.add_argument(
+        "--dist-url", default="auto", metavar="URL", help="where several machines meet: tcp://machine-0:port"
+    )
+    parser.add_argument(
+        "--max-restarts",
+        type=int,
+        default=0,
+        metavar="K",
+        help="when a process dies, start all anew from the newest checkpoint, so often at most",
+    )
+    parser.add_argument(
+        "--profile", metavar="A:B", help="trace iterations A to B-1 into OUTPUT_DIR/profile, such as 20:30"
+    )
     parser.add_argument("--debug", action="store_true", help="show where in the code an error was found")
     parser.add_argument(
         "opts", nargs="*", metavar="KEY VALUE", help="config keys to override, such as SOLVER.BASE_LR 1e-4"
@@ -50,59 +69,118 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments after the program's name; None takes those of the process.
 
     Returns:
-        Exit code: 0, or 2 after a mistake of the user's, or 130 after Ctrl-C.
+        Exit code: 0, or 2 after a mistake of the user's, or 130 after Ctrl-C; of a run of several processes, that of
+        the one that failed first.
     """
-    arguments = build_parser().parse_intermixed_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    arguments = build_parser().parse_intermixed_args(words)
     try:
-        run(arguments)
+        return run(arguments, words)
     except UserError as error:
         if arguments.debug:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        return 2
+        report(error)
+        return USER_ERROR
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def report(error: UserError) -> None:
+    """Print the one sentence; what all processes say in the same words, the main one prints."""
+    rank = int(os.environ.get("RANK", "0"))
+    if rank == 0:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+    elif type(error).__name__ != "SharedUserError":  # by name: --help and mistakes in a config need no PyTorch
+        print(f"error: process {rank}: {error}", file=sys.stderr)  # noqa: T201
+
+
+def run(arguments: argparse.Namespace, words: Sequence[str]) -> int:
+    """Train or evaluate as the arguments say, in this process or in as many as are asked for.
+
+    Args:
+        arguments: parsed.
+        words: the same as they came, for the processes that are started.
+
+    Returns:
+        Exit code.
+
+    Raises:
+        UserError: for every mistake in arguments, config, data or weights.
+    """
+    check_arguments(arguments)
+    # Here, so that --help and a mistake in arguments or config need not wait for PyTorch.
+    from maskformer.config import get_cfg
+
+    cfg: Any = get_cfg(arguments.config_file, arguments.opts)
+    adopt_slurm(os.environ, arguments.num_machines)
+    place = find_place(os.environ)
+    if place is None:
+        processes = max(1, arguments.num_gpus or 1)
+        if processes * arguments.num_machines > 1 or arguments.max_restarts:
+            check_launch(cfg, arguments, processes)
+            return launch(words, arguments, processes, Path(cfg.OUTPUT_DIR))
+        place = Place()
+    check_place(arguments, place)
+
+    from maskformer.distributed import process_group
+    from maskformer.engine.device import choose_device
+
+    device = choose_device(cfg.MODEL.DEVICE, arguments.num_gpus, place.local_rank, place.local_world_size)
+    together = process_group(device, cfg.DISTRIBUTED_TIMEOUT) if place.world_size > 1 else nullcontext()
+    with together:
+        run_process(cfg, arguments, place, device)
     return 0
 
 
-def check_device_arguments(arguments: argparse.Namespace) -> None:
-    """Refuse what one process on one device cannot do.
+def check_launch(cfg: Any, arguments: argparse.Namespace, processes: int) -> None:
+    """Find what no process could do before any is started, so that it is said once.
 
     Raises:
-        UserError: naming the argument.
+        UserError: about the devices, or a batch that the processes cannot share.
     """
-    if arguments.num_gpus is not None and arguments.num_gpus not in (0, 1):
-        raise UserError(f"--num-gpus is {arguments.num_gpus} but only one device is supported so far; use 0 (CPU) or 1")
-    if arguments.num_machines != 1:
-        raise UserError(f"--num-machines is {arguments.num_machines} but only one machine is supported so far; use 1")
-    if arguments.machine_rank != 0:
-        raise UserError(f"--machine-rank is {arguments.machine_rank} but there is only machine 0; leave it out")
+    from maskformer.engine.batching import build_batch_split, scale_to_processes
+    from maskformer.engine.device import choose_device
+
+    world = processes * arguments.num_machines
+    choose_device(cfg.MODEL.DEVICE, arguments.num_gpus, processes - 1, processes)
+    cfg = cfg.clone()
+    if not arguments.eval_only:
+        scale_to_processes(cfg, world)
+        build_batch_split(cfg, world)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Train or evaluate as the arguments say.
+def run_process(cfg: Any, arguments: argparse.Namespace, place: Place, device: Any) -> None:
+    """What every process of a run does, once they have met.
+
+    Args:
+        cfg: of the run.
+        arguments: of the command line.
+        place: of this process.
+        device: of this process.
 
     Raises:
         UserError: for every mistake in config, data or weights.
     """
-    check_device_arguments(arguments)
-    # Here, so that --help and a mistake in arguments or config need not wait for PyTorch.
-    from maskformer.config import dump, get_cfg
-
-    cfg: Any = get_cfg(arguments.config_file, arguments.opts)
-
-    from maskformer.engine.device import choose_device, seed_everything
+    from maskformer import distributed
+    from maskformer.config import dump
+    from maskformer.engine.batching import scale_to_processes
+    from maskformer.engine.device import seed_everything
     from maskformer.engine.evaluating import evaluate_only
-    from maskformer.engine.startup import logging_to
-    from maskformer.engine.training import find_resumption, train
+    from maskformer.engine.startup import check_agreement, logging_to
+    from maskformer.engine.training import find_start, train
 
-    device = choose_device(cfg.MODEL.DEVICE, arguments.num_gpus)
     folder = Path(cfg.OUTPUT_DIR)
     with logging_to(folder):
         logger.info("config: %s", " ".join([arguments.config_file, *arguments.opts]))
-        resumption = find_resumption(folder) if arguments.resume else None
+        check_agreement(dump(cfg), folder)
+        # torchrun counts restarts for each machine; one that only took part in another's restart counts none.
+        restarts = max(distributed.gather(place.restarts))
+        resumption = find_start(folder, resume=arguments.resume, restarted=restarts > 0 and not arguments.eval_only)
         if cfg.SEED < 0:
-            cfg.SEED = resumption.seed if resumption else random.SystemRandom().randint(0, MAX_SEED)
+            drawn = resumption.seed if resumption else random.SystemRandom().randint(0, MAX_SEED)
+            cfg.SEED = distributed.broadcast(drawn)
+        if not arguments.eval_only:
+            scale_to_processes(cfg, place.world_size)
         config_text = dump(cfg)  # with MODEL.DEVICE as the user has it: files move between machines
         cfg.MODEL.DEVICE = str(device)
         seed_everything(cfg.SEED, cfg.DETERMINISTIC, cfg.CUDNN_BENCHMARK)
@@ -110,7 +188,7 @@ def run(arguments: argparse.Namespace) -> None:
             if arguments.eval_only:
                 evaluate_only(cfg, config_text, resumption)
             else:
-                train(cfg, config_text, resumption)
+                train(cfg, config_text, resumption, arguments.profile)
         except KeyboardInterrupt:
             logger.warning("stopped by Ctrl-C; %s", how_to_continue(folder))
             raise
@@ -122,3 +200,7 @@ def how_to_continue(folder: Path) -> str:
     if not last.is_file():
         return "there is no checkpoint yet"
     return f"the last checkpoint is {folder / last.read_text().strip()}, --resume continues from it"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from maskformer.errors import UserError
+from maskformer import distributed
 
 try:
     import resource
@@ -41,8 +41,9 @@ class StepLosses(NamedTuple):
 class LossWindow:
     """Losses of the steps since the last log line, kept on the device until someone reads them.
 
-    Reading copies them to the host in one piece, the only synchronisation that logging costs, and stops the run if one
-    is not finite. Losses that are on the CPU already are looked at right away, before they reach the weights.
+    Reading copies them to the host in one piece, the only synchronisation that logging costs, adds up the shares of all
+    processes, and stops the run if one is not finite: every process reads at the same steps. Losses that are on the CPU
+    already are looked at right away, before they reach the weights.
     """
 
     def __init__(self) -> None:
@@ -63,20 +64,26 @@ class LossWindow:
             self.read()
 
     def read(self) -> list[StepLosses]:
-        """All steps of the window as numbers.
+        """All steps of the window as numbers: the losses of the whole batch, over all processes.
 
         Raises:
             UserError: if a loss is not finite, naming iteration, terms and images.
         """
-        if self._pending:
+        pending, self._pending = self._pending, []
+        if pending:
             # Steps may differ in their terms, so they are joined flat and split again on the host.
-            flat = torch.cat([values for _, _, values, _ in self._pending]).tolist()
-            pending, self._pending = self._pending, []
+            flat = torch.cat([values for _, _, values, _ in pending]).tolist()
+            own, problem = [], None
             for iteration, names, _, file_names in pending:
                 terms = dict(zip(names, flat[: len(names)], strict=True))
                 flat = flat[len(names) :]
-                check_finite(iteration, terms, file_names)
-                self._read.append(StepLosses(iteration, terms))
+                problem = problem or what_is_not_finite(iteration, terms, file_names)
+                own.append(StepLosses(iteration, terms))
+            shares = distributed.gather((own, problem))
+            for _, other_problem in shares:
+                if other_problem is not None:
+                    raise distributed.SharedUserError(other_problem)
+            self._read += [add_shares(step) for step in zip(*(steps for steps, _ in shares), strict=True)]
         return self._read
 
     def clear(self) -> None:
@@ -84,19 +91,24 @@ class LossWindow:
         self._pending, self._read = [], []
 
 
-def check_finite(iteration: int, terms: Mapping[str, float], file_names: Sequence[str]) -> None:
-    """Stop the run if a loss is NaN or infinite.
+def add_shares(shares: Sequence[StepLosses]) -> StepLosses:
+    """The losses of one step, from what each process has of them."""
+    terms: dict[str, float] = {}
+    for share in shares:
+        for name, value in share.terms.items():
+            terms[name] = terms.get(name, 0.0) + value
+    return StepLosses(shares[0].iteration, terms)
 
-    Raises:
-        UserError: naming the iteration, the terms and the images.
-    """
+
+def what_is_not_finite(iteration: int, terms: Mapping[str, float], file_names: Sequence[str]) -> str | None:
+    """A sentence that names iteration, terms and images if a loss is NaN or infinite, else None."""
     broken = [f"{name} = {value}" for name, value in terms.items() if not math.isfinite(value)]
     if not broken:
-        return
+        return None
     files = ", ".join(file_names[:MAX_FILES_NAMED])
     if len(file_names) > MAX_FILES_NAMED:
         files += f" and {len(file_names) - MAX_FILES_NAMED} more"
-    raise UserError(
+    return (
         f"Training stopped at iteration {iteration}, because {', '.join(broken)} on the images {files}; look at these, "
         "lower SOLVER.BASE_LR, switch SOLVER.CLIP_GRADIENTS.ENABLED on or SOLVER.AMP.ENABLED off"
     )

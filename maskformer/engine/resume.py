@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,23 @@ import torch
 import yaml
 
 import maskformer
-from maskformer.checkpoint import load_checkpoint, restore_model, save_checkpoint
+from maskformer import distributed
+from maskformer.checkpoint import FINAL_NAME, find_last_checkpoint, load_checkpoint, restore_model, save_checkpoint
+from maskformer.checkpoint.files import atomic_write
 from maskformer.config.tree import flatten
-from maskformer.engine.device import rng_state, set_rng_state
+from maskformer.engine.averaging import WeightAverage
+from maskformer.engine.best import Best
+from maskformer.engine.device import rng_state, seed_of_process, set_rng_state
 from maskformer.engine.optimizer import load_optimizer_state
 from maskformer.engine.trainer import Precision, Trainer
 
 logger = logging.getLogger(__name__)
+
+BEST_NAME = "model_best.pth"
+EMA_NAME = "model_final_ema.pth"
+EMA_PREFIX = "ema/"
+"""Of the scores of averaged weights."""
+RUN_ID_NAME = "run_id"
 
 # Keys that change where and how a run is watched, not what it computes.
 _WITHOUT_EFFECT = (
@@ -34,8 +45,12 @@ _WITHOUT_EFFECT = (
     "INPUT.MIN_SIZE_TEST",
     "INPUT.MAX_SIZE_TEST",
     "SOLVER.CHECKPOINT_PERIOD",
+    "SOLVER.EARLY_STOPPING.",
+    "SOLVER.MAX_IMS_PER_DEVICE",
     "CHECKPOINT.",
     "TEST.",
+    "WANDB_PROJECT",
+    "DISTRIBUTED_TIMEOUT",
 )
 
 
@@ -47,32 +62,104 @@ class CheckpointSaver:
         metadata: of the training data set, so that a model file alone suffices to predict.
         folder: ``OUTPUT_DIR``.
         keep_last: how many numbered checkpoints stay; 0 for all.
+        run_id: of the run, see `start_run`.
+        average: of the weights, kept in the checkpoints and as ``model_final_ema.pth``.
     """
 
-    def __init__(self, config_text: str, metadata: Any, folder: Path, keep_last: int) -> None:
+    def __init__(
+        self,
+        config_text: str,
+        metadata: Any,
+        folder: Path,
+        keep_last: int,
+        *,
+        run_id: str = "",
+        average: WeightAverage | None = None,
+    ) -> None:
         self.config_text = config_text
         self.metadata = metadata
         self.folder = folder
         self.keep_last = keep_last
+        self.run_id = run_id
+        self.average = average
 
     def __call__(self, trainer: Trainer, name: str) -> None:
-        """Save the state after the step just done as `name`."""
-        path = save_checkpoint(
+        """Save the state after the step just done as `name`; called by all processes, written by the main one."""
+        distributed.broadcast_buffers(trainer.model)
+        state = {
+            "model": trainer.model,
+            "optimizer": trainer.optimizer,
+            "scheduler": trainer.scheduler,
+            "scaler": trainer.precision.scaler,
+            "rng": distributed.gather_to_main(rng_state()),
+            "position": trainer.batches.position,
+            "keep_last": self.keep_last,
+        }
+        extra = {} if self.average is None else {"ema": self.average.state_dict()}
+        path = distributed.on_main(lambda: self._write(trainer.iteration, name, extra, **state))
+        logger.info("checkpoint: %s", path)
+        if name == FINAL_NAME and self.average is not None:
+            self.save_weights(trainer, EMA_NAME, self.average.model)
+
+    def save_weights(
+        self, trainer: Trainer, name: str, model: torch.nn.Module, extra: Mapping[str, Any] | None = None
+    ) -> None:
+        """Save weights alone, with what is needed to use them, but not to resume from them."""
+        distributed.broadcast_buffers(model)
+        path = distributed.on_main(lambda: self._write(trainer.iteration, name, extra or {}, model=model, newest=False))
+        logger.info("weights: %s", path)
+
+    def save_best(self, trainer: Trainer, best: Best) -> None:
+        """Save the weights that `best` is about as ``model_best.pth``."""
+        averaged = best.metric.startswith(EMA_PREFIX) and self.average is not None
+        model = self.average.model if averaged and self.average is not None else trainer.model
+        self.save_weights(trainer, BEST_NAME, model, {"best": best._asdict()})
+
+    def _write(self, iteration: int, name: str, extra: Mapping[str, Any], **state: Any) -> Path:
+        return save_checkpoint(
             self.folder,
-            trainer.iteration,
-            model=trainer.model,
-            optimizer=trainer.optimizer,
-            scheduler=trainer.scheduler,
-            scaler=trainer.precision.scaler,
-            rng=[rng_state()],
-            position=trainer.batches.position,
+            iteration,
+            name=name,
             config_text=self.config_text,
             metadata=self.metadata,
             versions=versions(),
-            name=name,
-            keep_last=self.keep_last,
+            extra={"run_id": self.run_id, "world_size": distributed.world_size(), **extra},
+            **state,
         )
-        logger.info("checkpoint: %s", path)
+
+
+def start_run(folder: Path, resumption: Resumption | None) -> str:
+    """The name by which a run knows its own checkpoints: a new one, or that of the run that is resumed.
+
+    It is kept in the file ``run_id``, so that a restart after a failure goes on from a checkpoint of this run, never
+    from one of an earlier run in the same folder.
+    """
+    run_id = (resumption.run_id if resumption else "") or uuid.uuid4().hex[:12]
+    if distributed.is_main():
+        with atomic_write(folder / RUN_ID_NAME) as file:
+            file.write(run_id.encode())
+    return distributed.broadcast(run_id)
+
+
+def find_restart(folder: Path) -> Resumption | None:
+    """The newest checkpoint of the run that was going on in a folder when it failed; None if it had none yet."""
+    pointer = folder / RUN_ID_NAME
+    path = find_last_checkpoint(folder) if pointer.is_file() else None
+    resumption = Resumption.read(path) if path is not None else None
+    if resumption is None or resumption.run_id != pointer.read_text(encoding="utf-8"):
+        logger.info("restarted, and there is no checkpoint of this run yet: it starts from scratch")
+        return None
+    logger.info("restarted, resuming from %s, %d iterations done", path, resumption.start_iteration)
+    return resumption
+
+
+def find_best(folder: Path, run_id: str) -> Best | None:
+    """The best evaluation of a run that is resumed, kept with its weights; None if there was none."""
+    path = folder / BEST_NAME
+    if not path.is_file():
+        return None
+    extra = load_checkpoint(path)["extra"]
+    return Best(**extra["best"]) if extra.get("run_id") == run_id and "best" in extra else None
 
 
 class Resumption:
@@ -106,6 +193,11 @@ class Resumption:
         return int(self.checkpoint["iteration"]) + 1
 
     @property
+    def run_id(self) -> str:
+        """Of the interrupted run; empty in checkpoints of earlier versions."""
+        return str(self.checkpoint["extra"].get("run_id", ""))
+
+    @property
     def position(self) -> int:
         """Of the training data."""
         return int(self.checkpoint["position"])
@@ -121,10 +213,25 @@ class Resumption:
         if precision.scaler.is_enabled() and self.checkpoint["scaler"]:
             precision.scaler.load_state_dict(dict(self.checkpoint["scaler"]))
 
+    def restore_average(self, average: WeightAverage) -> None:
+        """Give a moving average its saved state, or start it from the weights if the run had none."""
+        saved = self.checkpoint["extra"].get("ema")
+        if saved is None:
+            logger.warning("%s has no average of its weights; SOLVER.EMA starts from the weights themselves", self.path)
+        else:
+            average.load_state_dict(saved)
+
     def restore_rng(self) -> None:
-        """Set the random generators; the last thing before training, since building things draws numbers."""
-        if self.checkpoint["rng"]:
-            set_rng_state(self.checkpoint["rng"][0])
+        """Set the random generators; the last thing before training, since building things draws numbers.
+
+        With another number of processes than before, no state fits, and each gets a new one.
+        """
+        states, rank = self.checkpoint["rng"], distributed.rank()
+        if len(states) == distributed.world_size():
+            set_rng_state(states[rank])
+        elif states:
+            logger.info("the run had %d processes and has %d now", len(states), distributed.world_size())
+            torch.manual_seed(seed_of_process(self.seed, rank, self.start_iteration))
 
     @property
     def seed(self) -> int:

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import logging
+import platform
 import sys
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import numpy as np
+from torch.nn.parallel import DistributedDataParallel
 
+from maskformer import distributed
 from maskformer.build import count_parameters
 from maskformer.data.checks import check_dataset_against_config
 from maskformer.data.dataset import Dataset
 from maskformer.data.recipes import build_recipe
+from maskformer.engine.batching import BatchSplit
 from maskformer.engine.device import describe_device
+from maskformer.engine.resume import flat_config
 from maskformer.engine.trainer import Trainer
 from maskformer.errors import UserError
 from maskformer.evaluation import build_evaluators
 
+DIVIDED_BY = {"global": "the whole batch", "rank": "each process"}
 FORMAT = "[%(asctime)s maskformer]: %(message)s"
 
 
@@ -42,19 +49,20 @@ class _Formatter(logging.Formatter):
 
 @contextmanager
 def logging_to(folder: Path) -> Iterator[None]:
-    """Log to standard output and append to ``log.txt`` in `folder`.
+    """Log to standard output and append to ``log.txt`` in `folder`; other processes only to ``log.txt.rank1``, ….
 
     Raises:
         UserError: if the folder cannot be written.
     """
+    name = "log.txt" if distributed.is_main() else f"log.txt.rank{distributed.rank()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(folder / "log.txt", encoding="utf-8")
+        file = logging.FileHandler(folder / name, encoding="utf-8")
     except OSError as error:
         raise UserError(f"OUTPUT_DIR {folder} cannot be written ({error.strerror}); choose another folder") from error
     root = logging.getLogger("maskformer")
     before = (root.level, root.propagate)
-    handlers: list[logging.Handler] = [_Console(), file]
+    handlers: list[logging.Handler] = [_Console(), file] if distributed.is_main() else [file]
     for handler in handlers:
         handler.setFormatter(_Formatter(FORMAT, datefmt="%m/%d %H:%M:%S"))
         root.addHandler(handler)
@@ -75,6 +83,43 @@ def logging_to(folder: Path) -> Iterator[None]:
             handler.close()
         root.setLevel(before[0])
         root.propagate = before[1]
+
+
+def check_agreement(config_text: str, folder: Path) -> None:
+    """Refuse processes that were started with different configs, or do not see the same ``OUTPUT_DIR``.
+
+    Args:
+        config_text: of this process, as YAML.
+        folder: ``OUTPUT_DIR``.
+
+    Raises:
+        UserError: naming the first key that differs, or the folder.
+    """
+    texts = distributed.gather(config_text)
+    first = flat_config(texts[0])
+    for rank, text in enumerate(texts):
+        other = flat_config(text)
+        for key in sorted(first.keys() | other.keys()):
+            if first.get(key) != other.get(key):
+                raise distributed.SharedUserError(
+                    f"{key} is {first.get(key)!r} in process 0 but {other.get(key)!r} in process {rank}; start all "
+                    "processes with the same config"
+                )
+    mark = folder / f".shared_{distributed.broadcast(uuid.uuid4().hex)}"
+    if distributed.is_main():
+        mark.touch()
+    distributed.barrier()
+    problem = None
+    if not mark.is_file():
+        problem = (
+            f"OUTPUT_DIR {folder} of process {distributed.rank()} on {platform.node()} is not that of process 0: "
+            "it must be on a file system that all machines share"
+        )
+    try:
+        distributed.agree(problem)
+    finally:
+        if distributed.is_main():
+            mark.unlink(missing_ok=True)
 
 
 def check_dataset(cfg: Any, dataset: Dataset, training: bool) -> None:
@@ -114,12 +159,13 @@ class DataUse(NamedTuple):
     training: bool
 
 
-def describe_run(cfg: Any, trainer: Trainer, data: Sequence[DataUse], weights: str) -> str:
+def describe_run(cfg: Any, trainer: Trainer, split: BatchSplit, data: Sequence[DataUse], weights: str) -> str:
     """What the run is about to do, a line for each thing.
 
     Args:
         cfg: of the run.
         trainer: ready to train.
+        split: of the batch.
         data: all data sets.
         weights: what the model starts from, in words.
     """
@@ -133,15 +179,23 @@ def describe_run(cfg: Any, trainer: Trainer, data: Sequence[DataUse], weights: s
         ("model", f"{cfg.MODEL.META_ARCHITECTURE}, {trained:,} parameters trained, {frozen:,} frozen"),
         ("weights", weights.removeprefix("weights: ").replace("\n", "\n" + " " * 14)),
         ("device", f"{describe_device(precision.device)}, {precision}"),
+        *([] if trainer.parallel is None else [("processes", describe_processes(trainer.parallel))]),
         ("seed", f"{cfg.SEED}{', deterministic' if cfg.DETERMINISTIC else ''}"),
         *(("train on" if use.training else "evaluate on", f"{use.name}: {use.images:,} images") for use in data),
-        ("batch", f"{solver.IMS_PER_BATCH} images per iteration"),
+        ("batch", f"{split}, losses divided by those of {DIVIDED_BY[solver.LOSS_NORMALIZER]}"),
         ("length", f"{solver.MAX_ITER:,} iterations, {epochs:.2f} epochs{resumed}"),
         ("optimizer", f"{type(trainer.optimizer).__name__}, {solver.LR_SCHEDULER_NAME}, gradient clipping {clipping}"),
         *(("", describe_group(group)) for group in trainer.optimizer.param_groups),
         ("output", str(Path(cfg.OUTPUT_DIR).absolute())),
     ]
     return "\n".join(["about to train:", *(f"  {title:<12}{text}" for title, text in lines)])
+
+
+def describe_processes(parallel: DistributedDataParallel) -> str:
+    """How many processes there are, on which machines, and how they exchange gradients."""
+    machines = list(dict.fromkeys(distributed.gather(platform.node())))
+    gpu = next(parallel.parameters()).device.type == "cuda"
+    return f"{distributed.world_size()} on {', '.join(machines)}, gradients over {'nccl' if gpu else 'gloo'}"
 
 
 def describe_group(group: dict[str, Any]) -> str:

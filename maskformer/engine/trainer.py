@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import reduce
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from maskformer import distributed
+from maskformer.engine.batching import BatchSplit
 from maskformer.engine.metrics_log import LossWindow
 from maskformer.engine.optimizer import Clipper
+from maskformer.timing import StopWatch, section
 
 Batch = Sequence[Mapping[str, Any]]
 
@@ -54,14 +59,15 @@ class Precision:
 
     Args:
         device: where the model is.
-        enabled: float16 with a gradient scaler on CUDA, bfloat16 elsewhere; off means float32 throughout.
+        enabled: off means float32 throughout.
+        dtype: what autocast computes in; None for float16 on CUDA and bfloat16 elsewhere.
     """
 
-    def __init__(self, device: torch.device, enabled: bool) -> None:
+    def __init__(self, device: torch.device, enabled: bool, dtype: torch.dtype | None = None) -> None:
         self.device = device
         self.enabled = enabled
-        self.dtype = torch.float16 if device.type == "cuda" else torch.bfloat16
-        self.scaler = torch.amp.GradScaler("cuda", enabled=enabled and self.dtype is torch.float16)
+        self.dtype = dtype or (torch.float16 if device.type == "cuda" else torch.bfloat16)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=enabled and self.dtype is torch.float16)
 
     def autocast(self) -> torch.autocast:
         """Context of a forward pass."""
@@ -75,7 +81,7 @@ class Trainer:
     """Trains a meta-architecture; hooks do the rest.
 
     Args:
-        model: called with samples and normalisers, returns scalar losses by name.
+        model: called with samples and normalisers, returns scalar losses by name; what is evaluated and saved.
         optimizer: see `build_optimizer`.
         scheduler: stepped after every optimizer step.
         batches: endless.
@@ -83,6 +89,8 @@ class Trainer:
         start_iteration: number of steps done before.
         clip: gradient clipping, or None.
         precision: mixed precision; None for float32.
+        split: cuts what `batches` gives into micro-batches; None for one.
+        parallel: `model` inside DistributedDataParallel, if there are several processes.
     """
 
     def __init__(
@@ -96,8 +104,12 @@ class Trainer:
         start_iteration: int = 0,
         clip: Clipper | None = None,
         precision: Precision | None = None,
+        split: BatchSplit | None = None,
+        parallel: DistributedDataParallel | None = None,
     ) -> None:
         self.model = model
+        self.parallel = parallel
+        self.split = split
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.batches = batches
@@ -109,6 +121,8 @@ class Trainer:
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.learning_rates: list[float] = []  # of the step just done, by group
         self.losses = LossWindow()
+        self.watch = StopWatch(self.precision.device)
+        self.stopping = False
         self.step_time = 0.0
         self.data_time = 0.0
 
@@ -120,7 +134,11 @@ class Trainer:
     @property
     def is_last(self) -> bool:
         """Whether the step just done is the last one."""
-        return self.finished_iterations >= self.max_iterations
+        return self.stopping or self.finished_iterations >= self.max_iterations
+
+    def stop(self) -> None:
+        """Make the step just done the last one."""
+        self.stopping = True
 
     def train(self, hooks: Sequence[Hook] = ()) -> None:
         """Run the remaining steps.
@@ -137,6 +155,8 @@ class Trainer:
                 self.step()
                 for hook in hooks:
                     hook.after_step(self)
+                if self.stopping:
+                    break
             for hook in hooks:
                 hook.after_train(self)
         finally:
@@ -147,34 +167,56 @@ class Trainer:
     def step(self) -> None:
         """One optimizer step."""
         start = time.perf_counter()
-        # One micro-batch a step; accumulation makes this list longer and changes nothing below.
-        batches = [next(self.batches)]
-        self.data_time = time.perf_counter() - start
-        losses = self.backward(batches)
-        self.losses.add(self.iteration, losses, [str(s.get("file_name", "?")) for batch in batches for s in batch])
-        self.update()
+        with self.watch.measuring():
+            with section("data"):
+                batch = next(self.batches)
+            self.data_time = time.perf_counter() - start
+            losses = self.backward([batch] if self.split is None else self.split.cut(batch))
+            self.losses.add(self.iteration, losses, [str(sample.get("file_name", "?")) for sample in batch])
+            with section("optimizer"):
+                self.update()
         self.step_time = time.perf_counter() - start
 
     def backward(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         """Accumulate the gradients of a step.
 
         Args:
-            batches: the micro-batches of the step.
+            batches: the micro-batches of this process.
 
         Returns:
-            Detached scalar losses by name, summed over micro-batches: their normalisers are those of the whole step.
+            Detached scalar losses by name, summed over the micro-batches of this process: their normalisers are those
+            of the whole step, so that the step's losses are the sums over all processes.
         """
-        model: Any = self.model
-        normalizers = reduce(lambda a, b: a.plus(b), (model.loss_normalizers(batch) for batch in batches))
+        normalizers = self.normalizers(batches)
         sums: dict[str, Tensor] = {}
-        for batch in batches:
-            with self.precision.autocast():
-                losses: dict[str, Tensor] = model(batch, normalizers=normalizers)
-            total = torch.stack(list(losses.values())).sum()
-            self.precision.scaler.scale(total).backward()
+        for number, batch in enumerate(batches):
+            with self.gradient_exchange(number == len(batches) - 1):
+                with section("forward"), self.precision.autocast():
+                    losses: dict[str, Tensor] = (self.parallel or self.model)(batch, normalizers=normalizers)
+                    total = torch.stack(list(losses.values())).sum()
+                    if self.parallel is not None:
+                        # It averages gradients over the processes, but the losses are shares of the whole already.
+                        total = total * distributed.world_size()
+                with section("backward"):
+                    self.precision.scaler.scale(total).backward()
             for name, loss in losses.items():
                 sums[name] = sums[name] + loss.detach() if name in sums else loss.detach()
         return sums
+
+    def normalizers(self, batches: Sequence[Batch]) -> Any:
+        """The divisors of the step's losses, summed over micro-batches and processes."""
+        model: Any = self.model
+        own = reduce(lambda a, b: a.plus(b), (model.loss_normalizers(batch) for batch in batches))
+        return own._make(distributed.sum_over_ranks(own))
+
+    @contextmanager
+    def gradient_exchange(self, now: bool) -> Iterator[None]:
+        """Forward and backward passes whose gradients the processes exchange, or only keep for the last micro-batch."""
+        if self.parallel is None or now:
+            yield
+        else:
+            with self.parallel.no_sync():
+                yield
 
     def update(self) -> None:
         """Clip, step the optimizer and the schedule, forget the gradients."""
