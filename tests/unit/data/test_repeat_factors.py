@@ -143,7 +143,13 @@ def test_label_files_are_read_once(make_cfg: Make, make_metadata: Make, tmp_path
 
 
 @pytest.mark.parametrize(
-    "change", [{"name": "other"}, {"ignore_label": 254, "raw_labels": ((0, 0), (2, 2), (255, 254))}, {"classes": 4}]
+    "change",
+    [
+        {"name": "other"},
+        {"classes": 4},
+        {"raw_labels": ((0, 0), (2, 2), (255, 255))},
+        {"raw_labels": ((0, 0), (2, 2), (255, 254)), "ignore_label": 254},
+    ],
 )
 def test_what_changes_the_meaning_of_labels_is_noticed(
     make_cfg: Make, make_metadata: Make, tmp_path: Path, reads: list[str], change: dict[str, Any]

@@ -137,6 +137,13 @@ def test_repeats_are_spread_over_the_epoch() -> None:
     assert (gaps == 1).mean() < 0.4  # 20/119 by chance
 
 
+def test_which_records_come_twice_does_not_hang_on_their_neighbours() -> None:
+    epochs = Epochs(np.zeros(4, np.int8), 0, np.full(4, 1.5))
+    uses = np.stack([np.bincount(epochs.order(epoch)) for epoch in range(200)])
+    for other in (1, 2, 3):  # in an unchanging order, records 0 and 1 would never come twice in the same epoch
+        assert set((uses[:, 0] + uses[:, other]).tolist()) == {2, 3, 4}
+
+
 def test_epochs_are_functions_of_seed_and_number() -> None:
     factors, landscape = mixed_factors(30)
     one, other = (Epochs(landscape.astype(np.int8), 4, factors) for _ in range(2))
