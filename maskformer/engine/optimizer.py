@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import difflib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from maskformer.checkpoint import layouts
 from maskformer.errors import UserError
 
 Clipper = Callable[[Sequence[nn.Parameter]], Tensor | None]
@@ -26,7 +29,7 @@ class ParameterRule(NamedTuple):
         parameter: the parameter itself.
         lr: base learning rate, before the schedule.
         weight_decay: AdamW's or SGD's weight decay.
-        region: ``backbone`` or ``head``, for reading the log.
+        region: ``backbone`` or ``head``, and what `LearningRateMultipliers` apply; for reading the log.
     """
 
     name: str
@@ -34,6 +37,65 @@ class ParameterRule(NamedTuple):
     lr: float
     weight_decay: float
     region: str
+
+
+class LearningRateMultipliers:
+    """Factors on the learning rates of parts of a model (``SOLVER.LR_MULTIPLIERS``).
+
+    A part is one or more whole components of a parameter's name that follow each other: ``pixel_decoder`` and
+    ``head.transformer.decoder`` are parts of all names that contain them. Published names mean the same:
+    ``sem_seg_head.predictor.query_embed`` or ``query_embed`` for ``network.head.query_positions``. Factors of several
+    parts that a parameter belongs to multiply. With a factor of 0 a parameter stays as it is, weight decay included,
+    since that is scaled by the learning rate.
+
+    Args:
+        model: its trainable parameters must have every part.
+        multipliers: pairs of a part and a factor of 0 or more.
+
+    Raises:
+        UserError: if there is no trainable parameter of a part.
+    """
+
+    def __init__(self, model: nn.Module, multipliers: Iterable[Sequence[Any]]) -> None:
+        self.multipliers = [(str(part), float(factor)) for part, factor in multipliers]
+        if not self.multipliers:
+            return
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        self.kind = layouts.backbone_kind(parameters)
+        trained = {known for name, p in parameters.items() if p.requires_grad for known in self._names(name)}
+        frozen = {known for name, p in parameters.items() if not p.requires_grad for known in self._names(name)}
+        for part, _ in self.multipliers:
+            if any(_is_part(part, name) for name in trained):
+                continue
+            if any(_is_part(part, name) for name in frozen):
+                reason = "is not trained: take the pair out, or lower MODEL.BACKBONE.FREEZE_AT"
+            else:
+                reason = f"is no part of the model: {_nearest_parts(part, trained)}"
+            raise UserError(f"SOLVER.LR_MULTIPLIERS names {part!r}, which {reason}")
+
+    def of(self, name: str) -> list[tuple[str, float]]:
+        """The parts that the parameter `name` belongs to, and their factors."""
+        return [pair for pair in self.multipliers if any(_is_part(pair[0], known) for known in self._names(name))]
+
+    def _names(self, name: str) -> list[str]:
+        """Our name of a parameter, and the published one where there is one."""
+        published = layouts.to_published(name, self.kind)
+        return [name] if published is None else [name, published]
+
+
+def _is_part(part: str, name: str) -> bool:
+    return f".{part}." in f".{name}."
+
+
+def _nearest_parts(part: str, names: Iterable[str]) -> str:
+    """A hint for someone who misspelt a part."""
+    known: dict[str, None] = {}
+    for name in sorted(names):
+        steps = name.removeprefix(layouts.OURS).split(".")
+        known.update(dict.fromkeys(".".join(steps[:i]) for i in range(1, len(steps) + 1)))
+        known.update(dict.fromkeys(step for step in steps if not step.isdigit()))
+    nearest = difflib.get_close_matches(part, known, n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(nearest)}?" if nearest else "name it as model.named_parameters() does"
 
 
 def parameter_rules(
@@ -44,12 +106,14 @@ def parameter_rules(
     weight_decay: float,
     weight_decay_norm: float,
     weight_decay_embed: float,
+    lr_multipliers: Iterable[Sequence[Any]] = (),
 ) -> Iterator[ParameterRule]:
     """Learning rate and weight decay of every trainable parameter; of the rules for decay the later one wins.
 
     `weight_decay` (biases included) → 0 for Swin's position tables → `weight_decay_norm` for the parameters of norms →
     `weight_decay_embed` for `nn.Embedding`. A shared parameter appears once, under its first name.
     """
+    multipliers = LearningRateMultipliers(model, lr_multipliers)
     seen: set[nn.Parameter] = set()
     for module_name, module in model.named_modules():
         for own_name, parameter in module.named_parameters(recurse=False):
@@ -66,7 +130,11 @@ def parameter_rules(
             in_backbone = "backbone" in module_name.split(".")
             name = f"{module_name}.{own_name}" if module_name else own_name
             lr = base_lr * backbone_multiplier if in_backbone else base_lr
-            yield ParameterRule(name, parameter, lr, decay, "backbone" if in_backbone else "head")
+            region = "backbone" if in_backbone else "head"
+            if parts := multipliers.of(name):
+                lr *= math.prod(factor for _, factor in parts)
+                region += f" ({' '.join(f'{part} x{factor:g}' for part, factor in parts)})"
+            yield ParameterRule(name, parameter, lr, decay, region)
 
 
 def parameter_groups(rules: Iterator[ParameterRule]) -> list[dict[str, Any]]:
@@ -96,7 +164,7 @@ def build_optimizer(cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
     """AdamW (betas 0.9 and 0.999, eps 1e-8) or SGD with momentum, as ``SOLVER.OPTIMIZER`` says.
 
     Raises:
-        UserError: for another optimizer, or a model without trainable parameters.
+        UserError: for another optimizer, a model without trainable parameters, or multipliers of a part it has not.
     """
     solver = cfg.SOLVER
     rules = parameter_rules(
@@ -106,6 +174,7 @@ def build_optimizer(cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
         weight_decay=solver.WEIGHT_DECAY,
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
         weight_decay_embed=solver.WEIGHT_DECAY_EMBED,
+        lr_multipliers=solver.LR_MULTIPLIERS,
     )
     groups = parameter_groups(rules)
     if not groups:

@@ -11,6 +11,7 @@ from torch import nn
 
 from maskformer.engine.optimizer import build_clipper, build_optimizer, load_optimizer_state
 from maskformer.errors import UserError
+from maskformer.modeling.backbones import make_resnet
 
 
 def config(**solver: Any) -> SimpleNamespace:
@@ -23,6 +24,7 @@ def config(**solver: Any) -> SimpleNamespace:
         "WEIGHT_DECAY_EMBED": 0.01,
         "MOMENTUM": 0.9,
         "NESTEROV": False,
+        "LR_MULTIPLIERS": [],
     }
     return SimpleNamespace(SOLVER=SimpleNamespace(**{**defaults, **solver}))
 
@@ -99,6 +101,97 @@ def test_unknown_optimizer_and_nothing_to_train_are_refused() -> None:
         build_optimizer(config(OPTIMIZER="LION"), Tiny())
     with pytest.raises(UserError, match="no trainable parameters"):
         build_optimizer(config(), Tiny().requires_grad_(False))
+
+
+# ---------------------------------------------------------------- multipliers
+class Named(nn.Module):
+    """Names as in a model with a Swin backbone; the ends of two are the beginnings of others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = nn.Module()
+        self.network.backbone = nn.ModuleDict(
+            {"patch_embed": nn.ModuleDict({"proj": nn.Linear(2, 2)}), "layers": nn.ModuleList([nn.Linear(2, 2)])}
+        )
+        self.network.pixel_decoder = nn.ModuleDict({"embedding": nn.Linear(2, 2), "embedding_2": nn.Linear(2, 2)})
+        self.network.head = nn.ModuleDict({"query_positions": nn.Embedding(2, 2), "class_head": nn.Linear(2, 2)})
+
+
+def factors(multipliers: list[list[Any]], **solver: Any) -> dict[str, float]:
+    """Names whose learning rate is not the base rate, without ``network.`` and kind of parameter, and its factor."""
+    optimizer = build_optimizer(config(BASE_LR=1.0, **solver, LR_MULTIPLIERS=multipliers), Named())
+    found = {name.removeprefix("network."): lr for name, (lr, _) in rules_by_name(optimizer).items()}
+    return {name.removesuffix(".weight"): lr for name, lr in found.items() if lr != 1.0 and name.endswith(".weight")}
+
+
+ALL_BACKBONE = {"backbone.patch_embed.proj": 0.1, "backbone.layers.0": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("part", "names"),
+    [
+        ("pixel_decoder", {"pixel_decoder.embedding", "pixel_decoder.embedding_2"}),
+        ("network.pixel_decoder.embedding", {"pixel_decoder.embedding"}),
+        ("embedding", {"pixel_decoder.embedding"}),
+        ("pixel_decoder.embedding.weight", {"pixel_decoder.embedding"}),
+        ("query_positions", {"head.query_positions"}),
+        # published names
+        ("sem_seg_head.pixel_decoder.mask_features", {"pixel_decoder.embedding"}),
+        ("query_embed", {"head.query_positions"}),
+        ("predictor.query_embed", {"head.query_positions"}),
+        ("sem_seg_head.predictor", {"head.query_positions", "head.class_head"}),
+    ],
+)
+def test_a_part_is_whole_components_of_a_name_ours_or_published(part: str, names: set[str]) -> None:
+    assert factors([[part, 0.5]]) == {**ALL_BACKBONE, **dict.fromkeys(names, 0.5)}
+
+
+def test_factors_multiply_also_with_the_backbones() -> None:
+    found = factors([["backbone.layers", 0.5], ["layers.0", 0.5], ["head", 0], ["class_head", 3]])
+    assert found == pytest.approx(
+        {"backbone.patch_embed.proj": 0.1, "backbone.layers.0": 0.025, "head.query_positions": 0, "head.class_head": 0}
+    )
+
+
+def test_published_names_of_resnet_stages_are_parts_too() -> None:
+    model = nn.Module()
+    model.network = nn.ModuleDict({"backbone": make_resnet(depth=18)})
+    rules = rules_by_name(build_optimizer(config(LR_MULTIPLIERS=[["res5", 2.0]]), model))
+    assert {name.split(".")[3] for name, (lr, _) in rules.items() if lr == pytest.approx(2e-4)} == {"layer4"}
+
+
+def test_factor_zero_changes_nothing_and_the_log_tells_parts_apart() -> None:
+    model = Named()
+    optimizer = build_optimizer(config(LR_MULTIPLIERS=[["pixel_decoder", 0.5], ["query_embed", 0]]), model)
+    assert [group["group_name"] for group in optimizer.param_groups] == [
+        "backbone, decay 0.05",
+        "head (pixel_decoder x0.5), decay 0.05",
+        "head (query_embed x0), decay 0.01",
+        "head, decay 0.05",
+    ]
+    before = model.network.head.query_positions.weight.clone()
+    trained(model, optimizer)
+    assert torch.equal(model.network.head.query_positions.weight, before)
+
+
+@pytest.mark.parametrize(
+    ("part", "sentence"),
+    [
+        ("pixel_decodr", r"names 'pixel_decodr', which is no part of the model: did you mean pixel_decoder"),
+        ("query_embd", r"did you mean query_embed"),
+        ("sem_seg_head.pixel_decoder.mask_feature", r"did you mean sem_seg_head.pixel_decoder.mask_features"),
+        ("pixel", r"'pixel', which is no part"),
+        ("zzz", r"name it as model.named_parameters\(\) does"),
+        ("backbone.patch_embed", r"is not trained: take the pair out, or lower MODEL.BACKBONE.FREEZE_AT"),
+    ],
+)
+def test_parts_that_are_not_trained_are_refused(part: str, sentence: str) -> None:
+    model = Named()
+    model.network.backbone.patch_embed.requires_grad_(False)
+    with pytest.raises(UserError, match=sentence) as caught:
+        build_optimizer(config(LR_MULTIPLIERS=[[part, 0.5]]), model)
+    assert str(caught.value).startswith("SOLVER.LR_MULTIPLIERS")
+    assert "\n" not in str(caught.value)
 
 
 def with_gradients(*gradients: list[float]) -> list[nn.Parameter]:
