@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 from yacs.config import CfgNode
 
@@ -12,8 +13,10 @@ from maskformer.checkpoint import checkpoint_metadata, load_weights
 from maskformer.config import get_cfg
 from maskformer.data.catalog import Metadata, get_metadata
 from maskformer.device import resolve_device
+from maskformer.distributed import world_size
 from maskformer.errors import UserError
 from maskformer.modeling.criterion import MaskCriterion, PixelCriterion
+from maskformer.modeling.layers import synchronize_batch_norms, trained_batch_norms
 from maskformer.modeling.matcher import FixedMatcher, HungarianMatcher
 from maskformer.modeling.meta_arch import MaskFormer, SemanticSegmentor
 from maskformer.modeling.network import build_network
@@ -123,7 +126,32 @@ def build_model(cfg: CfgNode, metadata: Metadata | None = None) -> MaskFormer | 
             resize_before_inference=test.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE,
             **common,
         )
-    return model.to(resolve_device(cfg.MODEL.DEVICE))
+    device = resolve_device(cfg.MODEL.DEVICE)
+    _synchronize(cfg, model, device)
+    return model.to(device)
+
+
+def _synchronize(cfg: CfgNode, model: nn.Module, device: torch.device) -> None:
+    """Batch norms of several processes, as ``MODEL.SYNC_BN`` says; one process has nothing to synchronise.
+
+    Raises:
+        UserError: if batch norms are to be synchronised where torch cannot.
+    """
+    if world_size() == 1:
+        return
+    if cfg.MODEL.SYNC_BN:
+        synchronize_batch_norms(model)
+    synchronized = [name for name, n in trained_batch_norms(model).items() if isinstance(n, nn.SyncBatchNorm)]
+    if synchronized and device.type != "cuda":
+        if cfg.MODEL.SYNC_BN:
+            key, remedy = "MODEL.SYNC_BN True", "set it to False"
+        else:
+            part = "RESNETS" if "backbone" in synchronized[0].split(".") else "SEM_SEG_HEAD"
+            key, remedy = f"MODEL.{part}.NORM 'SyncBN'", "use BN or GN"
+        raise UserError(
+            f"{key} cannot synchronise the batch norms of {world_size()} processes on MODEL.DEVICE {device.type}: "
+            f"{remedy}, or train on GPUs"
+        )
 
 
 def build_model_to_fill(cfg: CfgNode, metadata: Metadata | None = None) -> MaskFormer | SemanticSegmentor:

@@ -10,8 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 GROUPS = 32
 
@@ -74,6 +76,29 @@ NORMS: dict[str, Callable[..., nn.Module]] = {
     "SyncBN": nn.SyncBatchNorm,
     "GN": GroupNorm32,
 }
+
+
+def trained_batch_norms(model: nn.Module) -> dict[str, nn.Module]:
+    """Batch norms that use the statistics of their batch when the model trains, by name.
+
+    Args:
+        model: in training mode; a frozen part of it is in evaluation mode.
+    """
+    return {
+        name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm) and module.training
+    }
+
+
+def synchronize_batch_norms(model: nn.Module) -> None:
+    """Let the batch norms that are trained use the statistics of all processes; names and weights stay.
+
+    Args:
+        model: in training mode; a frozen part of it is in evaluation mode. Changed in place.
+    """
+    for name, norm in trained_batch_norms(model).items():
+        parent, _, own_name = name.rpartition(".")
+        # timm's conversion is torch's, but keeps the activation that timm's norms end with.
+        setattr(model.get_submodule(parent), own_name, convert_sync_batchnorm(norm))
 
 
 class ConvNorm(nn.Module):

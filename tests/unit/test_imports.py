@@ -26,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "data": BASIS | {"distributed"},
     "modeling": BASIS,
     "checkpoint": BASIS | {"data", "modeling"},
-    "build": BASIS | {"data", "modeling", "checkpoint"},
+    "build": BASIS | {"distributed", "data", "modeling", "checkpoint"},
     "visualization": BASIS | {"data", "modeling", "checkpoint", "build"},
     "evaluation": BASIS | {"distributed", "data", "modeling", "checkpoint", "build", "visualization"},
     "engine": BELOW_ENGINE,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+import torch
 from yacs.config import CfgNode
 
 from maskformer.errors import UserError
+from maskformer.modeling.backbones.recomputation import check_recomputation, recompute_activations
 from maskformer.modeling.backbones.swin import SwinBackbone
 from maskformer.modeling.backbones.timm import RESNET_BLOCKS, STRIDES, TimmBackbone, make_resnet, make_timm_pyramid
 from maskformer.modeling.layers import NORMS
@@ -18,7 +20,8 @@ HEADS_WITH_TRANSFORMER = ("MaskFormerHead", "PerPixelBaselinePlusHead")
 def build_backbone(cfg: CfgNode) -> TimmBackbone | SwinBackbone:
     """The backbone that ``MODEL.BACKBONE.NAME`` names, with random weights (timm's own if ``MODEL.TIMM.PRETRAINED``).
 
-    It makes only the maps that something reads, so that every parameter has a gradient.
+    It makes only the maps that something reads, so that every parameter has a gradient; the stages up to
+    ``MODEL.BACKBONE.FREEZE_AT`` are not trained.
 
     Raises:
         UserError: if a key has a value that cannot be built.
@@ -32,7 +35,43 @@ def build_backbone(cfg: CfgNode) -> TimmBackbone | SwinBackbone:
     name = cfg.MODEL.BACKBONE.NAME
     if name not in makers:
         raise UserError(f"MODEL.BACKBONE.NAME {name!r} is unknown: choose one of {', '.join(makers)}")
-    return makers[name](cfg, needed_features(cfg))
+    backbone = makers[name](cfg, needed_features(cfg))
+    if cfg.MODEL.BACKBONE.GRADIENT_CHECKPOINTING:
+        _recompute(cfg, backbone)
+    _freeze(cfg, backbone)
+    return backbone
+
+
+def _freeze(cfg: CfgNode, backbone: TimmBackbone | SwinBackbone) -> None:
+    """Freeze the first stages; of a model that is not ours to know, see that its maps no longer train anything."""
+    count = cfg.MODEL.BACKBONE.FREEZE_AT
+    backbone.freeze(count)
+    if count < 2 or cfg.MODEL.BACKBONE.NAME != "timm":
+        return
+    training = backbone.training
+    maps = backbone.eval()(torch.zeros(1, 3, 64, 96))
+    backbone.train(training)
+    trained = [name for name, feature in maps.items() if backbone.strides[name] <= 2**count and feature.requires_grad]
+    if trained:
+        raise UserError(
+            f"MODEL.BACKBONE.FREEZE_AT {count} cannot be told for MODEL.TIMM.NAME {cfg.MODEL.TIMM.NAME!r}, whose "
+            f"{trained[0]} depends on modules after those that make it: set the key to 0 or 5, or choose another model"
+        )
+
+
+def _recompute(cfg: CfgNode, backbone: TimmBackbone | SwinBackbone) -> None:
+    """Gradient checkpointing; models that are not ours to know are tried out."""
+    if cfg.MODEL.BACKBONE.NAME != "timm":
+        recompute_activations(backbone)
+        return
+    try:
+        check_recomputation(backbone)
+    except Exception as error:  # whatever such a model raises when it is run twice
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"MODEL.BACKBONE.GRADIENT_CHECKPOINTING does not work with MODEL.TIMM.NAME {cfg.MODEL.TIMM.NAME!r} "
+            f"({reason}): set it to False or choose another model"
+        ) from error
 
 
 def needed_features(cfg: CfgNode) -> list[str]:

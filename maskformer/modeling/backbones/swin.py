@@ -16,6 +16,8 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from maskformer.modeling.backbones.freezing import Backbone, Part
+
 OTHER_REGION = -100.0
 
 
@@ -240,7 +242,7 @@ class PatchEmbedding(nn.Module):
         return x if self.norm is None else self.norm(x)
 
 
-class SwinBackbone(nn.Module):
+class SwinBackbone(Backbone):
     """Four stages of shifted-window attention with maps at strides 4, 8, 16 and 32 (for patches of 4).
 
     Args:
@@ -316,6 +318,13 @@ class SwinBackbone(nn.Module):
         for i, name in enumerate(names):
             if name in out_features:
                 self.add_module(f"norm{i}", nn.LayerNorm(widths[i]))
+
+    def first_stages(self, count: int) -> Part:
+        """1 is patches and positions; 2 also the first stage, with its merging and its map's norm, and so on."""
+        stages = range(min(count - 1, len(self.layers)))
+        norms = [f"norm{i}" for i in stages if hasattr(self, f"norm{i}")]
+        positions = [] if self.absolute_pos_embed is None else ["absolute_pos_embed"]
+        return Part(["patch_embed", "pos_drop", *(f"layers.{i}" for i in stages), *norms], positions)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) normalised images → maps (B, C_i, ⌈H/s⌉, ⌈W/s⌉) by name, finest first."""

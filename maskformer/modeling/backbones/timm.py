@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from maskformer.errors import UserError
+from maskformer.modeling.backbones.freezing import Backbone, Part
 from maskformer.modeling.layers import NORMS
 
 STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 RESNET_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
-class TimmBackbone(nn.Module):
+class TimmBackbone(Backbone):
     """A timm model that returns feature maps, under the names the rest of the network uses.
 
     Args:
@@ -33,6 +34,8 @@ class TimmBackbone(nn.Module):
     Attributes:
         channels, strides, size_divisibility: as above.
     """
+
+    body: Any
 
     def __init__(
         self,
@@ -58,6 +61,38 @@ class TimmBackbone(nn.Module):
         if self.channels_last:
             features = {name: feature.permute(0, 3, 1, 2) for name, feature in features.items()}
         return features
+
+    def first_stages(self, count: int) -> Part:
+        """1 is what comes before the module that makes the map of stride 4; 2 all up to that module's end, and so on.
+
+        timm's pyramids hold their modules in the order in which they run them, and name those that make a map.
+
+        Raises:
+            UserError: if such a module is not there.
+        """
+        maps: list[dict[str, Any]] = self.body.feature_info.info[: 1 + max(self.body.feature_info.out_indices)]
+        if 2**count >= maps[-1]["reduction"]:
+            return Part(["body"])
+        if count == 1:
+            named = next(m["module"] for m in maps if m["reduction"] >= STRIDES["res2"])
+        else:
+            named = next((m["module"] for m in reversed(maps) if m["reduction"] <= 2**count), "")
+        names = [name for name, _ in self.named_modules()]
+        # Where timm takes a list of modules apart, stages.0 is called stages_0.
+        last = next((n for n in names if named and n.endswith((f".{named}", f".{named.replace('.', '_')}"))), None)
+        if last is None:
+            raise UserError(
+                f"MODEL.BACKBONE.FREEZE_AT {count} needs the module that makes the map of stride {max(4, 2**count)}, "
+                f"but this model of MODEL.TIMM.NAME has no {named!r}: set the key to 0 or 5, or choose another model"
+            )
+        start = names.index(last)
+        around = [name for name in names if f"{last}.".startswith(f"{name}.") and name != last] + [""]
+        end = start if count == 1 else 1 + max(i for i, n in enumerate(names) if f"{n}.".startswith(f"{last}."))
+        modules = [name for name in names[:end] if name not in around]
+        own = [
+            f"{name}.{p}" for name in around if name for p, _ in self.get_submodule(name).named_parameters("", False)
+        ]
+        return Part(modules, own)
 
 
 def make_resnet(
