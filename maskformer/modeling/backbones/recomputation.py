@@ -67,12 +67,11 @@ def _recomputed_forward(self: nn.Module, *args: Any, **options: Any) -> Any:
     forward = partial(type(self).forward, self)
     if not (self.training and torch.is_grad_enabled()):
         return forward(*args, **options)
-    contexts = partial(_contexts, self) if _norms_with_statistics(self) else _no_contexts
-    return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **options)
-
-
-def _no_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    return nullcontext(), nullcontext()
+    settings: dict[str, Any] = {}
+    # A compiler takes no contexts, and needs none: it draws the updates of statistics out of what is computed again.
+    if not torch.compiler.is_compiling() and _norms_with_statistics(self):
+        settings["context_fn"] = partial(_contexts, self)
+    return checkpoint(forward, *args, use_reentrant=False, **settings, **options)
 
 
 def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
