@@ -7,6 +7,7 @@ for a GPU; gradients travel between the devices (NCCL), which is DistributedData
 from __future__ import annotations
 
 import datetime
+import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -163,8 +164,10 @@ def data_parallel(model: nn.Module) -> DistributedDataParallel | None:
     """
     if world_size() == 1:
         return None
-    # Buffers are broadcast before they are evaluated or saved, not in every step.
-    return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+    # Buffers are broadcast before they are evaluated or saved, not in every step; newer versions renamed the option.
+    options = inspect.signature(DistributedDataParallel).parameters
+    never = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
+    return DistributedDataParallel(model, gradient_as_bucket_view=True, **{never: False})
 
 
 def broadcast_buffers(model: nn.Module) -> None:

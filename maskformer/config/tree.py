@@ -130,9 +130,12 @@ def _coerce(setting: Setting) -> Any:
 def _example(key: str) -> str:
     default = _SCHEMA[key]
     if default is None or (isinstance(default, (list, tuple)) and not default):
-        return {"DATASETS.TRAIN": '("ade20k_sem_seg_train",)', "DATASETS.TEST": '("ade20k_sem_seg_val",)'}.get(
-            key, "1.0"
-        )
+        examples = {
+            "DATASETS.TRAIN": '("ade20k_sem_seg_train",)',
+            "DATASETS.TEST": '("ade20k_sem_seg_val",)',
+            "SOLVER.LR_MULTIPLIERS": '[["sem_seg_head.pixel_decoder", 0.5]]',
+        }
+        return examples.get(key, "1.0")
     return repr(default)
 
 

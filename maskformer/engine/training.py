@@ -66,12 +66,12 @@ def train(cfg: Any, config_text: str, resumption: Resumption | None, profile: st
         UserError: for every mistake in config, data or weights, as early as it can be known.
     """
     folder = Path(cfg.OUTPUT_DIR)
-    window = parse_profile_window(profile) if profile else None
+    window = distributed.on_main(lambda: parse_profile_window(profile) if profile else None)
     if resumption is None:
         warn_of_overwriting(folder)
     else:
         warn_of_differences(resumption, config_text)
-    split = build_batch_split(cfg, distributed.world_size())
+    split = distributed.on_main(lambda: build_batch_split(cfg, distributed.world_size()))
     datasets = find_datasets(cfg)
     distributed.on_main(lambda: check_datasets(cfg, datasets))
     metadata = datasets["TRAIN"][0].metadata

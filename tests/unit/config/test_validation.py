@@ -140,7 +140,28 @@ NEEDED_BY_CHOICES: dict[Any, list[str]] = {
     "transformer_encoder": ["MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME", "TransformerEncoderPixelDecoder"],
     "fixed": ["MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", "150"],
     "range": ["INPUT.MIN_SIZE_TRAIN", "(256, 512)"],
+    "RepeatFactorTrainingSampler": ["DATALOADER.REPEAT_THRESHOLD", "0.001"],
 }
+
+
+@pytest.mark.parametrize(
+    "pairs", ["[['a']]", "[['a', 'b']]", "[[1, 0.5]]", "[['', 0.5]]", "[['a', -1.0]]", "[['a', 1.0, 2.0]]"]
+)
+def test_learning_rate_multipliers_are_pairs(pairs: str) -> None:
+    with pytest.raises(UserError, match=r"SOLVER.LR_MULTIPLIERS is .*pairs of a part's name and a factor"):
+        get_cfg(None, ["SOLVER.LR_MULTIPLIERS", pairs])
+
+
+def test_early_stopping_needs_a_metric_and_evaluations() -> None:
+    patience = ["SOLVER.EARLY_STOPPING.PATIENCE", "2", "DATASETS.TEST", "('a',)"]
+    metric = ["CHECKPOINT.BEST_METRIC", "sem_seg/mIoU"]
+    with pytest.raises(UserError, match="set CHECKPOINT.BEST_METRIC"):
+        get_cfg(None, [*patience, "TEST.EVAL_PERIOD", "5"])
+    with pytest.raises(UserError, match="set TEST.EVAL_PERIOD"):
+        get_cfg(None, [*patience, *metric])
+    with pytest.raises(UserError, match="name a data set in DATASETS.TEST"):
+        get_cfg(None, metric)
+    assert get_cfg(None, [*patience, *metric, "TEST.EVAL_PERIOD", "5"]).SOLVER.EARLY_STOPPING.PATIENCE == 2
 
 
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in CHOICES.items() for value in values])

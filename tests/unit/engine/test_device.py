@@ -8,9 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from maskformer.engine import device as device_module
 from maskformer.engine.device import (
+    Capability,
+    amp_dtype,
+    check_build,
     choose_device,
     describe_device,
+    device_of_process,
     preserved_rng,
     rng_state,
     seed_everything,
@@ -31,10 +36,56 @@ def test_zero_gpus_means_the_cpu() -> None:
         choose_device("cuda", 0)
 
 
-@pytest.mark.parametrize("name", ["cpu", "mps"])
-def test_one_gpu_contradicts_a_device_that_is_none(name: str) -> None:
-    with pytest.raises(UserError, match=rf"--num-gpus 1 asks for a GPU but MODEL.DEVICE is '{name}'; drop one"):
-        choose_device(name, 1)
+def test_gpus_contradict_a_device_that_is_none() -> None:
+    with pytest.raises(UserError, match=r"--num-gpus 1 asks for GPUs but MODEL.DEVICE is 'mps'; drop one"):
+        choose_device("mps", 1)
+
+
+def test_on_the_cpu_the_number_counts_processes() -> None:
+    assert choose_device("cpu", 2, local_rank=1, local_processes=2) == torch.device("cpu")
+
+
+def test_each_process_takes_its_own_gpu() -> None:
+    cuda = torch.device("cuda")
+    assert device_of_process(cuda, 3, 4, devices=8) == torch.device("cuda", 3)
+    assert device_of_process(cuda, 3, 4, devices=1) == torch.device("cuda", 0)  # the scheduler shows each its own
+    with pytest.raises(UserError, match="4 processes were started but this machine shows 2 GPUs"):
+        device_of_process(cuda, 3, 4, devices=2)
+    with pytest.raises(UserError, match="MODEL.DEVICE is cuda:1 but there are 4 processes"):
+        device_of_process(torch.device("cuda", 1), 3, 4, devices=8)
+
+
+@pytest.mark.parametrize(
+    ("version", "architectures"),
+    [
+        ((7, 0), ["sm_50", "sm_60", "sm_70", "sm_80"]),
+        ((8, 9), ["sm_80", "sm_86"]),  # kernels run on later cards of the same generation
+        ((9, 0), ["sm_80", "sm_90a"]),
+        ((12, 1), ["sm_80", "compute_90"]),  # compiled on the card
+    ],
+)
+def test_a_build_with_kernels_for_the_card_is_accepted(version: tuple[int, int], architectures: list[str]) -> None:
+    check_build(Capability("card", version), architectures)
+
+
+def test_a_build_without_kernels_for_a_v100_names_the_one_to_take() -> None:
+    newest = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
+    with pytest.raises(UserError, match=r"Tesla V100 \(sm_70\) cannot run this PyTorch .*CUDA 12.6 build"):
+        check_build(Capability("Tesla V100", (7, 0)), newest)
+    with pytest.raises(UserError, match="install one for a newer CUDA"):
+        check_build(Capability("B200", (10, 0)), ["sm_80", "sm_90"])
+
+
+def test_old_cards_compute_no_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert amp_dtype("auto", torch.device("cuda")) is None
+    assert amp_dtype("bfloat16", torch.device("cpu")) is torch.bfloat16
+    for name, version, triton in (("V100", (7, 0), True), ("P100", (6, 0), False)):
+        capability = Capability(name, version)
+        assert capability.triton is triton
+        monkeypatch.setattr(device_module, "capability_and_build", lambda device, found=capability: (found, []))
+        with pytest.raises(UserError, match=f"{name} does not compute itself; use float16"):
+            amp_dtype("bfloat16", torch.device("cuda"))
+        assert amp_dtype("float16", torch.device("cuda")) is torch.float16
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
