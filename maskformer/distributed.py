@@ -165,9 +165,9 @@ def data_parallel(model: nn.Module) -> DistributedDataParallel | None:
     if world_size() == 1:
         return None
     # Buffers are broadcast before they are evaluated or saved, not in every step; newer versions renamed the option.
-    options = inspect.signature(DistributedDataParallel).parameters
-    never = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
-    return DistributedDataParallel(model, gradient_as_bucket_view=True, **{never: False})
+    known = inspect.signature(DistributedDataParallel).parameters
+    options: Any = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+    return DistributedDataParallel(model, gradient_as_bucket_view=True, **options)
 
 
 def broadcast_buffers(model: nn.Module) -> None:

@@ -18,8 +18,8 @@ Tensors = tuple[Tensor, ...] | list[Tensor]
 class WeightAverage:
     """Exponential moving average of a model's parameters; its buffers are the model's present ones.
 
-    Update n (from 1) makes it ``d · average + (1 - d) · weights`` with ``d = min(decay, (1 + n) / (10 + n))``: the first
-    weights, which are random, are forgotten soon.
+    The first update takes the weights as they are. Update n makes the average ``d · average + (1 - d) · weights`` with
+    ``d = min(decay, (1 + n) / (10 + n))``: the weights of the first steps are forgotten soon.
 
     Args:
         model: whose weights are averaged; copied.

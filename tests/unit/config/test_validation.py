@@ -155,11 +155,11 @@ def test_learning_rate_multipliers_are_pairs(pairs: str) -> None:
 def test_early_stopping_needs_a_metric_and_evaluations() -> None:
     patience = ["SOLVER.EARLY_STOPPING.PATIENCE", "2", "DATASETS.TEST", "('a',)"]
     metric = ["CHECKPOINT.BEST_METRIC", "sem_seg/mIoU"]
-    with pytest.raises(UserError, match="set CHECKPOINT.BEST_METRIC"):
+    with pytest.raises(UserError, match=r"set CHECKPOINT\.BEST_METRIC"):
         get_cfg(None, [*patience, "TEST.EVAL_PERIOD", "5"])
-    with pytest.raises(UserError, match="set TEST.EVAL_PERIOD"):
+    with pytest.raises(UserError, match=r"set TEST\.EVAL_PERIOD"):
         get_cfg(None, [*patience, *metric])
-    with pytest.raises(UserError, match="name a data set in DATASETS.TEST"):
+    with pytest.raises(UserError, match=r"name a data set in DATASETS\.TEST"):
         get_cfg(None, metric)
     assert get_cfg(None, [*patience, *metric, "TEST.EVAL_PERIOD", "5"]).SOLVER.EARLY_STOPPING.PATIENCE == 2
 

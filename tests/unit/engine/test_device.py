@@ -51,7 +51,7 @@ def test_each_process_takes_its_own_gpu() -> None:
     assert device_of_process(cuda, 3, 4, devices=1) == torch.device("cuda", 0)  # the scheduler shows each its own
     with pytest.raises(UserError, match="4 processes were started but this machine shows 2 GPUs"):
         device_of_process(cuda, 3, 4, devices=2)
-    with pytest.raises(UserError, match="MODEL.DEVICE is cuda:1 but there are 4 processes"):
+    with pytest.raises(UserError, match=r"MODEL\.DEVICE is cuda:1 but there are 4 processes"):
         device_of_process(torch.device("cuda", 1), 3, 4, devices=8)
 
 
