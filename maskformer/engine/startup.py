@@ -95,6 +95,8 @@ def check_agreement(config_text: str, folder: Path) -> None:
     Raises:
         UserError: naming the first key that differs, or the folder.
     """
+    if distributed.world_size() == 1:
+        return
     texts = distributed.gather(config_text)
     first = flat_config(texts[0])
     for rank, text in enumerate(texts):
@@ -171,7 +173,7 @@ def describe_run(cfg: Any, trainer: Trainer, split: BatchSplit, data: Sequence[D
     """
     solver, precision = cfg.SOLVER, trainer.precision
     trained, frozen = count_parameters(trainer.model)
-    epochs = solver.MAX_ITER * solver.IMS_PER_BATCH / sum(use.images for use in data if use.training)
+    epochs = solver.MAX_ITER * solver.IMS_PER_BATCH / trainer.batches.epoch_length
     resumed = f", {trainer.start_iteration:,} of them done" if trainer.start_iteration else ""
     clip = solver.CLIP_GRADIENTS
     clipping = f"{clip.CLIP_TYPE} to {clip.CLIP_VALUE:g}" if clip.ENABLED else "off"

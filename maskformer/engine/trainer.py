@@ -40,9 +40,10 @@ class Hook:
 
 
 class BatchStream(Protocol):
-    """An endless iterator of batches that knows where it stands."""
+    """An endless iterator of batches that knows where it stands, and how many images an epoch has."""
 
     position: int
+    epoch_length: int
 
     def __iter__(self) -> Iterator[Batch]:
         """Itself."""

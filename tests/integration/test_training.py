@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from pathlib import Path
@@ -11,8 +12,10 @@ import pytest
 import torch
 import yaml
 
-from maskformer.engine import evaluating
+from maskformer import load_model
+from maskformer.engine import evaluating, training
 from maskformer.engine import main as train_net
+from maskformer.engine.hooks import Evaluation
 from maskformer.engine.trainer import Trainer
 
 # The smallest real model, with every source of chance: dropout and augmentation included.
@@ -264,3 +267,78 @@ def test_evaluation_of_several_data_sets_is_told_apart(monkeypatch: pytest.Monke
         evaluation = evaluating.evaluate(None, torch.nn.Identity(), datasets)
         assert list(evaluation.scores) == keys
         assert len(evaluation.pictures) == len(names)
+
+
+def test_averaged_weights_are_saved_beside_and_resumed(config: Path, tmp_path: Path) -> None:
+    words = ["SOLVER.EMA.ENABLED", True, "SOLVER.EMA.DECAY", 0.9, "SOLVER.CHECKPOINT_PERIOD", 3]
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    assert run(config, whole, *words, "SOLVER.MAX_ITER", 6) == 0
+    halves.mkdir()
+    (halves / "model_0000002.pth").write_bytes((whole / "model_0000002.pth").read_bytes())
+    (halves / "last_checkpoint").write_text("model_0000002.pth")
+    assert run(config, halves, "--resume", *words, "SOLVER.MAX_ITER", 6) == 0
+    last, averaged = checkpoint(whole / "model_final.pth"), checkpoint(whole / "model_final_ema.pth")
+    resumed = checkpoint(halves / "model_final_ema.pth")
+    assert last["extra"]["ema"]["updates"] == 6
+    for name, tensor in averaged["model"].items():
+        assert torch.equal(tensor, last["extra"]["ema"]["model"][name])
+        assert torch.equal(tensor, resumed["model"][name])
+    name = "network.head.class_head.weight"
+    assert not torch.equal(averaged["model"][name], last["model"][name])
+    assert (whole / "last_checkpoint").read_text() == "model_final.pth"
+    # A file like any other: it can be evaluated, demonstrated, or trained from.
+    model = load_model(str(config), str(whole / "model_final_ema.pth"))
+    assert torch.equal(model.state_dict()[name], averaged["model"][name])
+
+
+def test_the_best_weights_are_kept_and_training_stops_when_nothing_gets_better(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([10.0, 30.0, 20.0, 25.0, 40.0])
+    monkeypatch.setattr(
+        training,
+        "evaluate_all",
+        lambda *anything: Evaluation({"panoptic_seg/PQ": next(scores), "sem_seg/mIoU": 1.0}, {}),
+    )
+    words = ["DATASETS.TEST", "('shapes_panoptic_val',)", "TEST.EVAL_PERIOD", 2, "SOLVER.CHECKPOINT_PERIOD", 4]
+    words += ["CHECKPOINT.BEST_METRIC", "panoptic_seg/PQ", "SOLVER.EARLY_STOPPING.PATIENCE", 2]
+    assert run(config, tmp_path, *words, "SOLVER.MAX_ITER", 6) == 0  # evaluated after 2, 4 and 6
+    best = checkpoint(tmp_path / "model_best.pth")
+    assert best["iteration"] == 3
+    assert best["extra"]["best"] == {"metric": "panoptic_seg/PQ", "score": 30.0, "iteration": 3}
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+    # The resumed run knows the best score and how long ago it was: the next evaluation is the second without a better.
+    assert run(config, tmp_path, "--resume", *words, "SOLVER.MAX_ITER", 12) == 0
+    assert checkpoint(tmp_path / "model_final.pth")["iteration"] == 7
+    assert "stopping early: panoptic_seg/PQ was best (30.0000) at iteration 3" in (tmp_path / "log.txt").read_text()
+    assert checkpoint(tmp_path / "model_best.pth")["iteration"] == 3
+
+
+def test_an_unknown_best_metric_is_refused_before_training(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["DATASETS.TEST", "('shapes_panoptic_val',)", "CHECKPOINT.BEST_METRIC", "PQ"]
+    assert run(config, tmp_path, *words) == 2
+    message = capsys.readouterr().err
+    assert "'PQ'" in message
+    assert "panoptic_seg/PQ" in message
+    assert "IoU-" not in message
+
+
+def test_a_trace_is_left_where_one_is_asked_for(config: Path, tmp_path: Path) -> None:
+    assert run(config, tmp_path, "--profile", "1:3", "SOLVER.MAX_ITER", 4) == 0
+    with gzip.open(tmp_path / "profile" / "iterations_1-2_rank0.json.gz", "rt") as file:
+        names = {event.get("name") for event in json.load(file)["traceEvents"]}
+    assert {"data", "forward", "matching", "backward", "optimizer"} <= names
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_mixed_precision_trains_and_resumes(config: Path, tmp_path: Path, dtype: str) -> None:
+    words = ["SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", dtype]
+    assert run(config, tmp_path, *words, "SOLVER.MAX_ITER", 2) == 0
+    first = checkpoint(tmp_path / "model_final.pth")
+    assert ("scale" in first["scaler"]) is (dtype == "float16")
+    assert run(config, tmp_path, "--resume", *words, "SOLVER.MAX_ITER", 4) == 0
+    assert f"mixed {dtype}" in (tmp_path / "log.txt").read_text()
+    assert checkpoint(tmp_path / "model_final.pth")["iteration"] == 3
+    assert all(tensor.dtype is not getattr(torch, dtype) for tensor in first["model"].values())
