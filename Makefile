@@ -6,17 +6,20 @@ BIN := $(VENV)/bin
 # Test processes; each computes with one thread.
 WORKERS ?= 2
 QUICKSTART := output/quickstart
+# Environment with the oldest PyTorch that is supported.
+OLDEST := .venv-oldest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format quickstart clean
+.PHONY: help setup test test-oldest lint format quickstart clean
 
 help:
 	@echo "make quickstart   train on drawn scenes, evaluate, run the demo, leave pictures in $(QUICKSTART)"
 	@echo "make test         lint, types and tests"
+	@echo "make test-oldest  the tests with the oldest supported PyTorch (2.6), in $(OLDEST)"
 	@echo "make setup        create $(VENV) and install the package with its test tools"
 	@echo "make lint         ruff and mypy alone"
 	@echo "make format       let ruff rewrite the sources"
-	@echo "make clean        remove $(VENV), builds and caches; output/ stays"
+	@echo "make clean        remove the environments, builds and caches; output/ stays"
 
 setup: $(VENV)/.installed
 
@@ -35,6 +38,16 @@ lint: setup
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile
 
+# Lint and types are checked with the newest version alone, whose stubs differ.
+test-oldest: $(OLDEST)/.installed
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/pytest -n $(WORKERS) --dist loadfile
+
+$(OLDEST)/.installed: setup.py pyproject.toml
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check \
+		"torch==2.6.*" "torchvision==0.21.*" --editable ".[test]"
+	touch $@
+
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -45,5 +58,5 @@ quickstart: setup
 		--input docs/images/scenes --output $(QUICKSTART)/demo
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis docs/_build
+	rm -rf $(VENV) $(OLDEST) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis docs/_build
 	find maskformer tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import inspect
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -71,6 +72,9 @@ def process_group(device: torch.device, seconds: float) -> Iterator[None]:
         ) from error
     yield
     # Not after an error: the others are still waiting for this process, which ends to let them know.
+    # In older versions of PyTorch (2.6 is one) gloo's threads may still let go of the last message while holding what
+    # destroying the group waits for, which then never ends; a moment later they are done.
+    time.sleep(0.1)
     distributed.destroy_process_group()
 
 

@@ -131,8 +131,11 @@ def check_place(arguments: argparse.Namespace, place: Place) -> None:
             f"--num-gpus is {arguments.num_gpus} but {place.local_world_size} processes were started on this machine: "
             "leave it out, the launcher decides"
         )
-    if arguments.num_machines > 1:
-        raise UserError("--num-machines is for runs without a launcher, but this process was started by one: drop it")
+    if arguments.num_machines > 1 and arguments.num_machines * place.local_world_size != place.world_size:
+        raise UserError(
+            f"--num-machines is {arguments.num_machines} but {place.world_size} processes were started, "
+            f"{place.local_world_size} of them on this machine: leave it out, the launcher decides"
+        )
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -249,3 +250,45 @@ def test_processes_of_different_configs_are_refused(runs: Path, tmp_path: Path) 
     code, text = torchrun(script, "--config-file", runs / "config.yaml", "OUTPUT_DIR", tmp_path / "out")
     assert code != 0
     assert text.count("error: SOLVER.BASE_LR is 0.01 in process 0 but 0.11 in process 1; start all") == 1, text
+
+
+def start(runs: Path, output: Path, *words: Any, **variables: str) -> subprocess.Popen[str]:
+    """A process that others are started beside; output goes where `finish` finds it."""
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **variables}
+    command = [sys.executable, "tools/train_net.py", "--config-file", runs / "config.yaml", *words]
+    command += ["SOLVER.MAX_ITER", 1, "OUTPUT_DIR", output]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(list(map(str, command)), cwd=REPOSITORY, env=environment, text=True, **pipes)  # type: ignore[call-overload]
+
+
+def finish(processes: list[subprocess.Popen[str]]) -> list[str]:
+    """Their output, once all have ended well."""
+    texts = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), texts
+    return texts
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def test_slurm_tasks_are_the_processes_of_a_run(runs: Path, tmp_path: Path) -> None:
+    slurm = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_TASKS_PER_NODE": "2"}
+    slurm |= {"MASTER_PORT": str(free_port()), "SLURM_NODEID": "0"}
+    tasks = [{"SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)} for task in range(2)]
+    first, second = finish([start(runs, tmp_path / "out", **slurm, **task) for task in tasks])
+    assert "2 processes x 2" in first
+    assert "iter: 0" not in second
+    assert losses(tmp_path / "out")[0] == pytest.approx(losses(runs / "one_mask")[0], rel=5e-4)
+
+
+def test_two_machines_meet_at_the_address_of_the_first(runs: Path, tmp_path: Path) -> None:
+    together = ["--num-machines", 2, "--dist-url", f"tcp://127.0.0.1:{free_port()}"]
+    machines = [start(runs, tmp_path / "out", *together, "--machine-rank", rank) for rank in range(2)]
+    first, second = finish(machines)
+    assert "2 processes x 2" in first
+    assert "iter: 0" not in second
+    assert losses(tmp_path / "out")[0] == pytest.approx(losses(runs / "one_mask")[0], rel=5e-4)

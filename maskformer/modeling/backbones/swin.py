@@ -161,7 +161,8 @@ class SwinBlock(nn.Module):
         x = _join_windows(x, rows, columns, self.window)
         if self.shift:
             x = torch.roll(x, (self.shift, self.shift), (1, 2))
-        return x[:, :height, :width]
+        # Not a slice, on whose bounds the compiler of PyTorch 2.6 would build another graph.
+        return x.narrow(1, 0, height).narrow(2, 0, width)
 
 
 class PatchMerging(nn.Module):

@@ -102,8 +102,10 @@ def test_a_command_line_that_contradicts_its_launcher_is_refused() -> None:
     check_place(arguments("--num-gpus", 2), place)
     with pytest.raises(UserError, match="--num-gpus is 4 but 2 processes were started on this machine"):
         check_place(arguments("--num-gpus", 4), place)
-    with pytest.raises(UserError, match="--num-machines"):
-        check_place(arguments("--num-machines", 2), place)
+    address = ("--dist-url", "tcp://a:1")
+    check_place(arguments("--num-machines", 2, *address), place)
+    with pytest.raises(UserError, match="--num-machines is 3 but 4 processes were started, 2 of them on this machine"):
+        check_place(arguments("--num-machines", 3, *address), place)
     check_place(arguments("--num-gpus", 1), Place())
 
 
