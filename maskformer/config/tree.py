@@ -14,7 +14,8 @@ import yaml
 from maskformer.config.compat import UNREAD
 from maskformer.config.defaults import DEFAULTS, ELEMENT_TYPE_WHERE_EMPTY, TYPE_WHERE_NONE
 from maskformer.config.loading import Setting, decode, find_config, parse_overrides, read_config
-from maskformer.config.validation import STEM_CHANNELS, validate_values
+from maskformer.config.ranges import STEM_CHANNELS
+from maskformer.config.validation import validate_values
 from maskformer.errors import UserError
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from maskformer.config import get_cfg
 from maskformer.config.defaults import DEFAULTS
+from maskformer.config.ranges import CHOICES, LENGTHS, NOT_EMPTY, NOT_NEGATIVE, POSITIVE, RATES, SHARES
 from maskformer.config.tree import flatten
-from maskformer.config.validation import CHOICES, LENGTHS, NOT_EMPTY, NOT_NEGATIVE, POSITIVE, RATES, SHARES
 from maskformer.data.recipes import recipe_task
 from maskformer.errors import UserError
 

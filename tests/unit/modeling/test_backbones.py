@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from maskformer.config import get_cfg
 from maskformer.errors import UserError
 from maskformer.modeling.backbones import SwinBackbone, build_backbone, make_resnet, make_timm_pyramid
-from maskformer.modeling.backbones.swin import _region_bias
+from maskformer.modeling.backbones.swin_blocks import _region_bias
 from maskformer.modeling.layers import FrozenBatchNorm2d
 from tests.unit.modeling.counterparts import randomize, relative_error, swin_weights
 
