@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
+from maskformer.data.samplers import check_even_split
 from maskformer.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -55,14 +56,7 @@ def split_batch(images: int, processes: int, limit: int = 0) -> BatchSplit:
     Raises:
         UserError: if the processes cannot get equal shares.
     """
-    if images % processes:
-        fitting = [n for n in range(1, images + 1) if images % n == 0]
-        nearest = [images // processes * processes, (images // processes + 1) * processes]
-        batches = " or ".join(str(n) for n in nearest if n)
-        raise UserError(
-            f"SOLVER.IMS_PER_BATCH is {images}, which {processes} processes cannot share equally: "
-            f"use {', '.join(map(str, fitting))} processes, or a batch of {batches}"
-        )
+    check_even_split(images, processes)
     share = images // processes
     count = -(-share // limit) if limit else 1
     sizes = tuple(share // count + (i < share % count) for i in range(count))

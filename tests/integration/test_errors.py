@@ -111,7 +111,7 @@ CASES: dict[str, tuple[Callable[[Path], list[Any]], list[str]]] = {
         lambda root: ["MODEL.MASK_FORMER.TEST.SEMANTIC_ON", False],
         ["MODEL.MASK_FORMER.TEST.SEMANTIC_ON"],
     ),
-    "several devices": (lambda root: ["--num-gpus", 3], ["SOLVER.IMS_PER_BATCH is 2", "3 processes", "use 1, 2"]),
+    "several devices": (lambda root: ["--num-gpus", 3], ["SOLVER.IMS_PER_BATCH 2", "3 processes", "use 1 or 2"]),
     "negative devices": (lambda root: ["--num-gpus", -1], ["--num-gpus is -1"]),
     "several machines": (lambda root: ["--num-machines", 2], ["--dist-url is missing", "tcp://"]),
     "no address": (lambda root: ["--num-machines", 2, "--dist-url", "tcp://a"], ["'tcp://a'", "tcp://host:port"]),

@@ -33,10 +33,8 @@ def test_a_batch_is_split_evenly(images: int, processes: int, limit: int, sizes:
 
 
 def test_an_impossible_split_names_the_possible_ones() -> None:
-    with pytest.raises(UserError, match=r"IMS_PER_BATCH is 16.*3 processes.*use 1, 2, 4, 8, 16 processes.* 15 or 18$"):
+    with pytest.raises(UserError, match=r"IMS_PER_BATCH 16 .* 3 processes: use 1, 2, 4, 8 or 16 processes, or make"):
         split_batch(16, 3)
-    with pytest.raises(UserError, match=r"or a batch of 8$"):
-        split_batch(2, 8)
 
 
 def test_a_split_is_told_in_words() -> None:
