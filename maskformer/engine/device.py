@@ -47,7 +47,6 @@ def choose_device(
         if local_processes > 1:
             device = device_of_process(device, local_rank, local_processes, torch.cuda.device_count())
         check_build(*capability_and_build(device))
-        torch.cuda.set_device(device)
     return device
 
 

@@ -122,10 +122,14 @@ def run(arguments: argparse.Namespace, words: Sequence[str]) -> int:
         place = Place()
     check_place(arguments, place)
 
+    import torch
+
     from maskformer.distributed import process_group
     from maskformer.engine.device import choose_device
 
     device = choose_device(cfg.MODEL.DEVICE, arguments.num_gpus, place.local_rank, place.local_world_size)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # NCCL and everything else without a device of its own uses this one
     together = process_group(device, cfg.DISTRIBUTED_TIMEOUT) if place.world_size > 1 else nullcontext()
     with together:
         run_process(cfg, arguments, place, device)
