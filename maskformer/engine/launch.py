@@ -189,8 +189,10 @@ def launch(argv: Sequence[str], arguments: argparse.Namespace, processes: int, f
         folder: ``OUTPUT_DIR``, where a hint at the cause of a failure can point to.
 
     Returns:
-        Exit code: 0, that of the process that failed first, or 1 if a signal ended it.
+        Exit code: 0, that of the process that failed first, 1 if a signal ended it, or 128 + n if this process got
+        signal n (Ctrl-C, or a scheduler's).
     """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -218,6 +220,8 @@ def launch(argv: Sequence[str], arguments: argparse.Namespace, processes: int, f
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         return report_failure(rank, failure, folder)
+    except SignalException as signal:
+        return 128 + int(signal.sigval)  # what shells report; the processes have got it too, and said what is left
     return 0
 
 

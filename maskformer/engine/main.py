@@ -16,7 +16,8 @@ from typing import Any
 from maskformer.engine.launch import USER_ERROR, Place, adopt_slurm, check_arguments, check_place, find_place, launch
 from maskformer.errors import UserError
 
-logger = logging.getLogger(__name__)
+# Not __name__, which is __main__ in processes that are started: their lines would miss the log.
+logger = logging.getLogger("maskformer.engine.main")
 
 INTERRUPTED = 130  # what shells report for Ctrl-C
 MAX_SEED = 2**31 - 1

@@ -233,6 +233,7 @@ def test_our_own_launcher_trains_and_tells_mistakes_once_without_a_traceback(run
     code, text = execute([*start, "SOLVER.MAX_ITER", 1, "OUTPUT_DIR", tmp_path / "out"])
     assert code == 0, text
     assert "2 processes x 2" in text
+    assert "config: " in (tmp_path / "out" / "log.txt").read_text()
     assert len(losses(tmp_path / "out")) == 1
     (tmp_path / "dataset.yaml").write_text("classes: [a, b, c, d, e]\n")
     code, text = execute([*start, "DATASETS.TRAIN", f"('folder:{tmp_path}:train',)", "OUTPUT_DIR", tmp_path / "broken"])
