@@ -126,13 +126,18 @@ def build_model(cfg: CfgNode, metadata: Metadata | None = None) -> MaskFormer | 
             resize_before_inference=test.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE,
             **common,
         )
-    device = resolve_device(cfg.MODEL.DEVICE)
-    _synchronize(cfg, model, device)
-    return model.to(device)
+    return model.to(resolve_device(cfg.MODEL.DEVICE))
 
 
-def _synchronize(cfg: CfgNode, model: nn.Module, device: torch.device) -> None:
-    """Batch norms of several processes, as ``MODEL.SYNC_BN`` says; one process has nothing to synchronise.
+def synchronize_norms(cfg: CfgNode, model: nn.Module, device: torch.device) -> None:
+    """Make trained batch norms use the images of all processes, as ``MODEL.SYNC_BN`` says.
+
+    For training: one process, and evaluation, have nothing to synchronise.
+
+    Args:
+        cfg: of the run.
+        model: changed in place; names stay.
+        device: where it trains.
 
     Raises:
         UserError: if batch norms are to be synchronised where torch cannot.

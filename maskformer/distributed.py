@@ -63,12 +63,13 @@ def process_group(device: torch.device, seconds: float) -> Iterator[None]:
     """
     timeout = datetime.timedelta(seconds=seconds)
     try:
-        distributed.init_process_group(BACKENDS.get(device.type, "gloo"), timeout=timeout)
+        distributed.init_process_group(BACKENDS.get(device.type, "gloo"), timeout=timeout, **_meeting_place(timeout))
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise UserError(
             f"process {os.environ.get('RANK')} of {os.environ.get('WORLD_SIZE')} could not meet the others at {where} "
-            f"({str(error).splitlines()[0]}); check that all of them were started and that this address is reachable"
+            f"({str(error).splitlines()[0]}); check that all of them were started and that this address is reachable "
+            "from all machines, or name their network interface in GLOO_SOCKET_IFNAME"
         ) from error
     yield
     # Not after an error: the others are still waiting for this process, which ends to let them know.
@@ -76,6 +77,23 @@ def process_group(device: torch.device, seconds: float) -> Iterator[None]:
     # destroying the group waits for, which then never ends; a moment later they are done.
     time.sleep(0.1)
     distributed.destroy_process_group()
+
+
+def _meeting_place(timeout: datetime.timedelta) -> dict[str, Any]:
+    """A store of this attempt alone, where torchrun lends the one that it keeps over restarts.
+
+    In that one, processes that were started anew would find the addresses of those that died. Processes of one machine
+    count restarts alike, so the number tells attempts apart; for several machines see docs/distributed.md.
+    """
+    get = os.environ.get
+    if get("TORCHELASTIC_USE_AGENT_STORE") != "True" or get("LOCAL_WORLD_SIZE") != get("WORLD_SIZE"):
+        return {}
+    size, number = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
+    shared = distributed.TCPStore(
+        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), size, is_master=False, timeout=timeout
+    )
+    store = distributed.PrefixStore(f"attempt_{get('TORCHELASTIC_RESTART_COUNT', '0')}", shared)
+    return {"store": store, "rank": number, "world_size": size}
 
 
 def barrier() -> None:
@@ -161,15 +179,45 @@ def agree(problem: str | None) -> None:
         raise SharedUserError(problems[0])
 
 
+@contextmanager
+def agreeing() -> Iterator[None]:
+    """What every process does alike and without talking to the others: a mistake of one is that of all.
+
+    Raises:
+        SharedUserError: on every process, if one of them raises a `UserError` inside.
+    """
+    problem = None
+    try:
+        yield
+    except UserError as error:
+        if world_size() == 1:
+            raise
+        problem = str(error)
+    agree(problem)
+
+
+def lost_others(error: BaseException) -> str | None:
+    """In a few words, if an error says that talking to another process failed; None if it says something else."""
+    text = str(error)
+    if not is_initialized() or not isinstance(error, RuntimeError):
+        return None
+    if any(words in text for words in ("Connection closed by peer", "Connection reset", "Broken pipe", "Read error")):
+        return "another process ended"
+    if "imed out" in text or "imeout" in text:
+        return "another process did not answer within DISTRIBUTED_TIMEOUT"
+    return None
+
+
 def data_parallel(model: nn.Module) -> DistributedDataParallel | None:
     """The model with gradients averaged over all processes; None if there is one process.
 
-    Weights and buffers become those of the main process. Every parameter must have a gradient in every step.
+    Parameters and buffers become those of the main process. Every parameter must have a gradient in every step.
     """
     if world_size() == 1:
         return None
     # Buffers are broadcast before they are evaluated or saved, not in every step; newer versions renamed the option.
     known = inspect.signature(DistributedDataParallel).parameters
+    broadcast_buffers(model)  # where the option is off, older versions leave them as they are
     options: Any = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
     return DistributedDataParallel(model, gradient_as_bucket_view=True, **options)
 

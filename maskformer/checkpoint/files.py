@@ -220,6 +220,16 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes a small text file that never exists half-written.
+
+    Raises:
+        UserError: the folder cannot be written, or the disk is full.
+    """
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
 def _sync_folder(folder: Path) -> None:
     """Makes a rename survive a power failure; Windows has no such call and does not need it."""
     if os.name == "nt":

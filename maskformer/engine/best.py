@@ -71,10 +71,13 @@ class BestWeights:
             self.best = Best(self.metric, score, trainer.iteration)
             logger.info("best %s so far: %.4f at iteration %d%s", *self.best, before)
             self.save(trainer, self.best)
-        self._stop_if_hopeless(trainer)
+        self.stop_if_hopeless(trainer)
 
-    def _stop_if_hopeless(self, trainer: Trainer) -> None:
-        # Counted from the number of the iteration, so that a resumed run goes on counting without further state.
+    def stop_if_hopeless(self, trainer: Trainer) -> None:
+        """Stop the run if its best score is too long ago; before its first step, a run that had stopped stays so.
+
+        Counted from the number of the iteration, so that a resumed run goes on counting without further state.
+        """
         if not self.patience or self.best is None or trainer.is_last:
             return
         evaluations = (trainer.iteration - self.best.iteration) // self.period

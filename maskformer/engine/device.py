@@ -47,6 +47,7 @@ def choose_device(
         if local_processes > 1:
             device = device_of_process(device, local_rank, local_processes, torch.cuda.device_count())
         check_build(*capability_and_build(device))
+        device = torch.device("cuda", device.index or 0)  # torch.cuda.set_device needs the number
     return device
 
 
@@ -69,6 +70,27 @@ def device_of_process(device: torch.device, local_rank: int, processes: int, dev
     if devices < processes:
         raise UserError(f"{processes} processes were started but this machine shows {devices} GPUs; start {devices}")
     return torch.device("cuda", local_rank)
+
+
+def check_devices(processes: int) -> None:
+    """Refuse to start more processes on this machine than it shows GPUs.
+
+    Raises:
+        UserError: naming both numbers.
+    """
+    devices = torch.cuda.device_count()
+    if devices < processes:
+        raise UserError(
+            f"--num-gpus is {processes} but this machine shows {devices} GPUs; give {devices}, or check "
+            "CUDA_VISIBLE_DEVICES"
+        )
+
+
+def device_id(device: torch.device) -> str | None:
+    """What tells a GPU from all others of its machine; None for the CPU, which processes may share."""
+    if device.type != "cuda":
+        return None
+    return str(getattr(torch.cuda.get_device_properties(device), "uuid", device))
 
 
 class Capability(NamedTuple):
@@ -108,6 +130,8 @@ def check_build(capability: Capability, architectures: Sequence[str]) -> None:
         UserError: naming the card, the build and the one to take.
     """
     major, minor = capability.version
+    if any(not architecture.startswith(("sm_", "compute_")) for architecture in architectures):
+        return  # not NVIDIA's
     for architecture in architectures:
         kind, _, digits = architecture.partition("_")
         digits = digits.rstrip("abcdefghijklmnopqrstuvwxyz")  # sm_90a
@@ -116,7 +140,9 @@ def check_build(capability: Capability, architectures: Sequence[str]) -> None:
             return
     remedy = "install one for a newer CUDA"
     if (major, minor) < (7, 5):
-        remedy = "install its CUDA 12.6 build (choose CUDA 12.6 on pytorch.org), or torch 2.10 or older from PyPI"
+        remedy = "install its CUDA 12.6 build (choose CUDA 12.6 on pytorch.org)"
+    if (7, 0) <= (major, minor) < (7, 5):
+        remedy += ", or torch 2.10 or older from PyPI"
     raise UserError(
         f"{capability.name} (sm_{major}{minor}) cannot run this PyTorch {torch.__version__}, which was built for "
         f"{', '.join(architectures)}; {remedy}"
@@ -183,12 +209,12 @@ def rng_state() -> dict[str, Any]:
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available() and torch.cuda.is_initialized():
-        state["cuda"] = torch.cuda.get_rng_state_all()
+        state["cuda"] = torch.cuda.get_rng_state()  # of this process's device
     return state
 
 
 def set_rng_state(state: Mapping[str, Any]) -> None:
-    """Set every generator to a state from `rng_state`; CUDA generators that are not there are left out."""
+    """Set every generator to a state from `rng_state`; that of a CUDA device is left out where there is none."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     algorithm, keys, position = state["numpy"]
@@ -196,8 +222,7 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
     np.random.set_state((algorithm, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"].cpu())
     if "cuda" in state and torch.cuda.is_available():
-        for index, cuda_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
-            torch.cuda.set_rng_state(cuda_state.cpu(), index)
+        torch.cuda.set_rng_state(state["cuda"].cpu())
 
 
 def seed_of_process(seed: int, rank: int, iteration: int = 0) -> int:

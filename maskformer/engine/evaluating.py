@@ -14,6 +14,7 @@ import torch
 from maskformer import distributed
 from maskformer.build import build_model_to_fill
 from maskformer.checkpoint import checkpoint_metadata, load_weights, metadata_in, restore_model
+from maskformer.checkpoint.files import write_text
 from maskformer.data.catalog import Dataset, Metadata, get_dataset, get_metadata
 from maskformer.data.checks import check_test_classes
 from maskformer.data.loading import build_test_loader
@@ -153,27 +154,27 @@ def evaluate_only(cfg: Any, config_text: str, resumption: Resumption | None) -> 
         )
     if not cfg.DATASETS.TEST:
         raise UserError("--eval-only needs a data set but DATASETS.TEST is empty; name one like ('folder:data:val',)")
-    trained = trained_classes(cfg, resumption)
-    datasets = [get_dataset(name) for name in cfg.DATASETS.TEST]
+    with distributed.agreeing():
+        trained = trained_classes(cfg, resumption)
+        datasets = [get_dataset(name) for name in cfg.DATASETS.TEST]
     distributed.on_main(lambda: check_test_sets(cfg, datasets, trained))
     folder = Path(cfg.OUTPUT_DIR)
-    if distributed.is_main():
-        write_config(folder, config_text)
-    model = build_model_to_fill(cfg, trained or datasets[0].metadata)
-    if resumption is not None:
-        restore_model(model, resumption.checkpoint, resumption.path)
-        weights = str(resumption.path)
-    else:
-        weights = cfg.MODEL.WEIGHTS
-        logger.info("%s", load_weights(model, weights, strict=True).summary())
-    average = averaged_model(cfg, model, resumption)
+    distributed.on_main(lambda: write_config(folder, config_text))
+    with distributed.agreeing():
+        model = build_model_to_fill(cfg, trained or datasets[0].metadata)
+        if resumption is not None:
+            restore_model(model, resumption.checkpoint, resumption.path)
+            weights = str(resumption.path)
+        else:
+            weights = cfg.MODEL.WEIGHTS
+            logger.info("%s", load_weights(model, weights, strict=True).summary())
+        average = averaged_model(cfg, model, resumption)
     evaluation = evaluate_all(cfg, model, average, datasets)
     if not distributed.is_main():
         return
     path = folder / "inference" / "results.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     scores = {name: value if math.isfinite(value) else None for name, value in evaluation.scores.items()}
-    path.write_text(json.dumps({"weights": weights, "scores": scores}, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps({"weights": weights, "scores": scores}, indent=1) + "\n")
     logger.info("results: %s", path)
 
 
@@ -206,5 +207,5 @@ def write_config(folder: Path, config_text: str) -> Path:
     path = folder / "config.yaml"
     if path.is_file() and path.read_text(encoding="utf-8") != config_text:
         path = folder / "config_eval.yaml"
-    path.write_text(config_text, encoding="utf-8")
+    write_text(path, config_text)
     return path

@@ -49,6 +49,11 @@ class MetricsHook(Hook):
         if is_due(trainer, self.period) or trainer.is_last:
             self.log.write(self.record(trainer))
 
+    def after_train(self, trainer: Trainer) -> None:
+        """Write what is left of a run that stopped early."""
+        if self.timer.steps_in_window:
+            self.log.write(self.record(trainer))
+
     def record(self, trainer: Trainer) -> Record:
         """Summary of the window; starts a new one."""
         steps = trainer.losses.read()

@@ -29,6 +29,7 @@ class Place(NamedTuple):
         local_rank: its number on this machine, from 0.
         local_world_size: number of processes on this machine.
         restarts: how often the run was started anew after a failure.
+        max_restarts: how often it may be.
     """
 
     rank: int = 0
@@ -36,6 +37,7 @@ class Place(NamedTuple):
     local_rank: int = 0
     local_world_size: int = 1
     restarts: int = 0
+    max_restarts: int = 0
 
 
 def find_place(environment: Mapping[str, str]) -> Place | None:
@@ -46,7 +48,8 @@ def find_place(environment: Mapping[str, str]) -> Place | None:
     """
     if "RANK" not in environment or "WORLD_SIZE" not in environment:
         return None
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT")
+    names = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"]
+    names += ["TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS"]
     defaults = {"LOCAL_RANK": environment["RANK"], "LOCAL_WORLD_SIZE": environment["WORLD_SIZE"]}
     texts = {name: environment.get(name, defaults.get(name, "0")) for name in names}
     for name, text in texts.items():
@@ -87,7 +90,8 @@ def adopt_slurm(environment: MutableMapping[str, str], num_machines: int) -> boo
             )
         return False
     nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "")
-    job = int(environment.get("SLURM_JOB_ID", "0"))
+    # Steps of one job may run at the same time.
+    job = int(environment.get("SLURM_JOB_ID", "0")) + int(environment.get("SLURM_STEP_ID", "0"))
     environment["RANK"] = environment["SLURM_PROCID"]
     environment["LOCAL_RANK"] = environment["SLURM_LOCALID"]
     environment["WORLD_SIZE"] = str(tasks)
@@ -126,10 +130,19 @@ def check_place(arguments: argparse.Namespace, place: Place) -> None:
     Raises:
         UserError: naming the argument.
     """
-    if arguments.num_gpus not in (None, place.local_world_size) and place.local_world_size > 1:
+    if arguments.num_gpus not in (None, place.local_world_size) and (arguments.num_gpus, place.local_world_size) != (
+        0,
+        1,
+    ):
         raise UserError(
-            f"--num-gpus is {arguments.num_gpus} but {place.local_world_size} processes were started on this machine: "
-            "leave it out, the launcher decides"
+            f"--num-gpus is {arguments.num_gpus} but torchrun or srun started {place.local_world_size} processes on "
+            "this machine: leave it out, or let one process per machine start the others with --num-machines, "
+            "--machine-rank and --dist-url"
+        )
+    if arguments.max_restarts and arguments.max_restarts != place.max_restarts:
+        raise UserError(
+            f"--max-restarts is {arguments.max_restarts} but the processes were started by another launcher, which "
+            f"allows {place.max_restarts}: give it to torchrun, or start without it"
         )
     if arguments.num_machines > 1 and arguments.num_machines * place.local_world_size != place.world_size:
         raise UserError(
@@ -152,6 +165,10 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         raise UserError(
             f"--machine-rank is {arguments.machine_rank} but there are machines 0 to {arguments.num_machines - 1}; "
             "give each machine its own number, and all of them the same --num-machines"
+        )
+    if arguments.profile and arguments.eval_only:
+        raise UserError(
+            f"--profile {arguments.profile} traces training, but --eval-only does not train; drop one of them"
         )
     if arguments.max_restarts < 0:
         raise UserError(f"--max-restarts is {arguments.max_restarts}; give 0 or more")
@@ -189,11 +206,15 @@ def launch(argv: Sequence[str], arguments: argparse.Namespace, processes: int, f
         folder: ``OUTPUT_DIR``, where a hint at the cause of a failure can point to.
 
     Returns:
-        Exit code: 0, that of the process that failed first, 1 if a signal ended it, or 128 + n if this process got
+        Exit code: 0; that of the process that failed first, 1 if a signal ended it, or 128 + n if this process got
         signal n (Ctrl-C, or a scheduler's).
+
+    Raises:
+        UserError: if the machines cannot meet.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     several = arguments.num_machines > 1
@@ -209,10 +230,10 @@ def launch(argv: Sequence[str], arguments: argparse.Namespace, processes: int, f
         local_addr=None if several else "localhost",
     )
     share_cores(os.environ, processes)
+    # In torchrun's own store, processes that were started anew find the addresses of those that died.
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     if several:
-        # Sharing torchrun's own store, the processes of a restarted machine and of one that only took part in the
-        # restart count their attempts differently and never meet again.
-        os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+        print(f"machine {arguments.machine_rank}: waiting at {config.rdzv_endpoint} for the others", file=sys.stderr)  # noqa: T201
     packages = str(Path(maskformer.__file__).parent.parent)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [packages, os.environ.get("PYTHONPATH")]))
     try:
@@ -220,6 +241,11 @@ def launch(argv: Sequence[str], arguments: argparse.Namespace, processes: int, f
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         return report_failure(rank, failure, folder)
+    except RendezvousError as error:
+        raise UserError(
+            f"machine {arguments.machine_rank} could not meet the others at {config.rdzv_endpoint} ({error}); start "
+            "the command on all of them, machine 0 at that address"
+        ) from error
     except SignalException as signal:
         return 128 + int(signal.sigval)  # what shells report; the processes have got it too, and said what is left
     return 0

@@ -9,7 +9,7 @@ import random
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         report(error)
         return USER_ERROR
+    except RuntimeError as error:
+        if arguments.debug or not report_loss(error):
+            raise
+        return 1
     except KeyboardInterrupt:
         return INTERRUPTED
 
@@ -89,10 +93,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 def report(error: UserError) -> None:
     """Print the one sentence; what all processes say in the same words, the main one prints."""
     rank = int(os.environ.get("RANK", "0"))
+    shared = type(error).__name__ == "SharedUserError"  # by name: --help and mistakes in a config need no PyTorch
     if rank == 0:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-    elif type(error).__name__ != "SharedUserError":  # by name: --help and mistakes in a config need no PyTorch
-        print(f"error: process {rank}: {error}", file=sys.stderr)  # noqa: T201
+        print(f"error: {error}", file=sys.stderr, flush=True)  # noqa: T201
+    elif not shared:
+        print(f"error: process {rank}: {error}", file=sys.stderr, flush=True)  # noqa: T201
+    if shared:
+        from maskformer.distributed import barrier
+
+        # The first process that ends takes the others with it, so all wait until the main one has said why.
+        with suppress(RuntimeError):
+            barrier()
+
+
+def report_loss(error: RuntimeError) -> bool:
+    """Say in one sentence that another process is gone, if that is what an error means; else False."""
+    from maskformer import distributed
+
+    reason = distributed.lost_others(error)
+    if reason is not None:
+        first_line = str(error).splitlines()[0]
+        print(  # noqa: T201
+            f"error: process {distributed.rank()} stopped because {reason}, which says itself why: see above and "
+            f"OUTPUT_DIR/log.txt.rank* ({first_line})",
+            file=sys.stderr,
+        )
+    return reason is not None
 
 
 def run(arguments: argparse.Namespace, words: Sequence[str]) -> int:
@@ -121,7 +147,8 @@ def run(arguments: argparse.Namespace, words: Sequence[str]) -> int:
             check_launch(cfg, arguments, processes)
             return launch(words, arguments, processes, Path(cfg.OUTPUT_DIR))
         place = Place()
-    check_place(arguments, place)
+    else:
+        check_place(arguments, place)
 
     import torch
 
@@ -144,10 +171,12 @@ def check_launch(cfg: Any, arguments: argparse.Namespace, processes: int) -> Non
         UserError: about the devices, or a batch that the processes cannot share.
     """
     from maskformer.engine.batching import build_batch_split, scale_to_processes
-    from maskformer.engine.device import choose_device
+    from maskformer.engine.device import check_devices, choose_device
 
     world = processes * arguments.num_machines
-    choose_device(cfg.MODEL.DEVICE, arguments.num_gpus, processes - 1, processes)
+    device = choose_device(cfg.MODEL.DEVICE, arguments.num_gpus, processes - 1, processes)
+    if device.type == "cuda":
+        check_devices(processes)
     cfg = cfg.clone()
     if not arguments.eval_only:
         scale_to_processes(cfg, world)
@@ -177,7 +206,8 @@ def run_process(cfg: Any, arguments: argparse.Namespace, place: Place, device: A
     folder = Path(cfg.OUTPUT_DIR)
     with logging_to(folder):
         logger.info("config: %s", " ".join([arguments.config_file, *arguments.opts]))
-        check_agreement(dump(cfg), folder)
+        options = {f"--{name}": getattr(arguments, name) for name in ("resume", "eval_only", "profile")}
+        check_agreement(dump(cfg), options, device, folder)
         # torchrun counts restarts for each machine; one that only took part in another's restart counts none.
         restarts = max(distributed.gather(place.restarts))
         resumption = find_start(folder, resume=arguments.resume, restarted=restarts > 0 and not arguments.eval_only)
@@ -185,7 +215,8 @@ def run_process(cfg: Any, arguments: argparse.Namespace, place: Place, device: A
             drawn = resumption.seed if resumption else random.SystemRandom().randint(0, MAX_SEED)
             cfg.SEED = distributed.broadcast(drawn)
         if not arguments.eval_only:
-            scale_to_processes(cfg, place.world_size)
+            with distributed.agreeing():
+                scale_to_processes(cfg, place.world_size)
         config_text = dump(cfg)  # with MODEL.DEVICE as the user has it: files move between machines
         cfg.MODEL.DEVICE = str(device)
         seed_everything(cfg.SEED, cfg.DETERMINISTIC, cfg.CUDNN_BENCHMARK)

@@ -127,6 +127,11 @@ class StepTimer:
         self._window.append((step_time, data_time))
         self._all = [*self._all[-self._memory + 1 :], step_time]
 
+    @property
+    def steps_in_window(self) -> int:
+        """Number of steps noted since the last call of `window_means`."""
+        return len(self._window)
+
     def window_means(self) -> tuple[float, float]:
         """Mean seconds per step and per wait for data since the last call."""
         window, self._window = self._window, []

@@ -16,7 +16,8 @@ import yaml
 import maskformer
 from maskformer import distributed
 from maskformer.checkpoint import FINAL_NAME, find_last_checkpoint, load_checkpoint, restore_model, save_checkpoint
-from maskformer.checkpoint.files import atomic_write
+from maskformer.checkpoint.files import write_text
+from maskformer.config.defaults import DEFAULTS
 from maskformer.config.tree import flatten
 from maskformer.engine.averaging import WeightAverage
 from maskformer.engine.best import Best
@@ -134,23 +135,18 @@ def start_run(folder: Path, resumption: Resumption | None) -> str:
     It is kept in the file ``run_id``, so that a restart after a failure goes on from a checkpoint of this run, never
     from one of an earlier run in the same folder.
     """
-    run_id = (resumption.run_id if resumption else "") or uuid.uuid4().hex[:12]
-    if distributed.is_main():
-        with atomic_write(folder / RUN_ID_NAME) as file:
-            file.write(run_id.encode())
-    return distributed.broadcast(run_id)
+    run_id = distributed.broadcast((resumption.run_id if resumption else "") or uuid.uuid4().hex[:12])
+    distributed.on_main(lambda: write_text(folder / RUN_ID_NAME, run_id))
+    return run_id
 
 
-def find_restart(folder: Path) -> Resumption | None:
+def find_restart(folder: Path) -> Path | None:
     """The newest checkpoint of the run that was going on in a folder when it failed; None if it had none yet."""
     pointer = folder / RUN_ID_NAME
     path = find_last_checkpoint(folder) if pointer.is_file() else None
-    resumption = Resumption.read(path) if path is not None else None
-    if resumption is None or resumption.run_id != pointer.read_text(encoding="utf-8"):
-        logger.info("restarted, and there is no checkpoint of this run yet: it starts from scratch")
+    if path is None or Resumption.read(path).run_id != pointer.read_text(encoding="utf-8"):
         return None
-    logger.info("restarted, resuming from %s, %d iterations done", path, resumption.start_iteration)
-    return resumption
+    return path
 
 
 def find_best(folder: Path, run_id: str) -> Best | None:
@@ -244,7 +240,8 @@ class Resumption:
         Args:
             config_text: the present config, as YAML.
         """
-        old, new = self.saved_config, flat_config(config_text)
+        # A key that came later meant its default.
+        old, new = {**dict(flatten(DEFAULTS)), **self.saved_config}, flat_config(config_text)
         return [
             f"{key} ({old.get(key)!r} → {new.get(key)!r})"
             for key in sorted(old.keys() | new.keys())

@@ -6,12 +6,13 @@ import logging
 import platform
 import sys
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import numpy as np
+import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from maskformer import distributed
@@ -20,7 +21,7 @@ from maskformer.data.checks import check_dataset_against_config
 from maskformer.data.dataset import Dataset
 from maskformer.data.recipes import build_recipe
 from maskformer.engine.batching import BatchSplit
-from maskformer.engine.device import describe_device
+from maskformer.engine.device import describe_device, device_id
 from maskformer.engine.resume import flat_config
 from maskformer.engine.trainer import Trainer
 from maskformer.errors import UserError
@@ -85,28 +86,46 @@ def logging_to(folder: Path) -> Iterator[None]:
         root.propagate = before[1]
 
 
-def check_agreement(config_text: str, folder: Path) -> None:
-    """Refuse processes that were started with different configs, or do not see the same ``OUTPUT_DIR``.
+def check_agreement(config_text: str, options: Mapping[str, Any], device: torch.device, folder: Path) -> None:
+    """Refuse processes that were started differently, share a GPU, or do not see the same ``OUTPUT_DIR``.
 
     Args:
         config_text: of this process, as YAML.
+        options: of its command line, by name.
+        device: of this process.
         folder: ``OUTPUT_DIR``.
 
     Raises:
-        UserError: naming the first key that differs, or the folder.
+        UserError: naming the first key or option that differs, the processes that share a GPU, or the folder.
     """
     if distributed.world_size() == 1:
         return
-    texts = distributed.gather(config_text)
-    first = flat_config(texts[0])
-    for rank, text in enumerate(texts):
-        other = flat_config(text)
+    first, *others = distributed.gather({**flat_config(config_text), **options})
+    for rank, other in enumerate(others, 1):
         for key in sorted(first.keys() | other.keys()):
             if first.get(key) != other.get(key):
                 raise distributed.SharedUserError(
                     f"{key} is {first.get(key)!r} in process 0 but {other.get(key)!r} in process {rank}; start all "
                     "processes with the same config"
                 )
+    owners: dict[tuple[str, str], int] = {}
+    for rank, (machine, gpu) in enumerate(distributed.gather((platform.node(), device_id(device)))):
+        if gpu is not None and (machine, gpu) in owners:
+            raise distributed.SharedUserError(
+                f"processes {owners[machine, gpu]} and {rank} on {machine} would use the same GPU; start as many "
+                "processes as there are GPUs, or check CUDA_VISIBLE_DEVICES"
+            )
+        if gpu is not None:
+            owners[machine, gpu] = rank
+    check_folder_is_shared(folder)
+
+
+def check_folder_is_shared(folder: Path) -> None:
+    """Refuse an ``OUTPUT_DIR`` that is not the same folder for every process.
+
+    Raises:
+        UserError: naming the folder and the machine.
+    """
     mark = folder / f".shared_{distributed.broadcast(uuid.uuid4().hex)}"
     if distributed.is_main():
         mark.touch()

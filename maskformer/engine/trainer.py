@@ -124,6 +124,7 @@ class Trainer:
         self.losses = LossWindow()
         self.watch = StopWatch(self.precision.device)
         self.stopping = False
+        self._ahead: Batch | None = None  # read by `rehearse`, for the step to come
         self.step_time = 0.0
         self.data_time = 0.0
 
@@ -152,12 +153,12 @@ class Trainer:
             for hook in hooks:
                 hook.before_train(self)
             for iteration in range(self.start_iteration, self.max_iterations):
+                if self.stopping:  # before the first step: a run that had stopped early is resumed
+                    break
                 self.iteration = iteration
                 self.step()
                 for hook in hooks:
                     hook.after_step(self)
-                if self.stopping:
-                    break
             for hook in hooks:
                 hook.after_train(self)
         finally:
@@ -165,14 +166,36 @@ class Trainer:
             for hook in reversed(hooks):
                 hook.close()
 
+    def rehearse(self) -> None:
+        """Forward and backward pass of the next step without consequences, for several processes that resume.
+
+        After its first step DistributedDataParallel arranges the gradients anew, in the order in which they come, and
+        with it the order in which three or more processes are summed. So it is before the first step of a resumed run,
+        whose sums are then those of a run that never stopped, to the last bit. Draws random numbers.
+        """
+        if self.parallel is None or self.is_last:
+            return
+        self.model.train()
+        self._ahead = next(self.batches)
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        self.backward(self.micro_batches(self._ahead))
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+
+    def micro_batches(self, batch: Batch) -> Sequence[Batch]:
+        """This process's share of a step's batch, cut as the split says."""
+        return [batch] if self.split is None else self.split.cut(batch)
+
     def step(self) -> None:
         """One optimizer step."""
         start = time.perf_counter()
         with self.watch.measuring():
             with section("data"):
-                batch = next(self.batches)
+                batch, self._ahead = self._ahead or next(self.batches), None
             self.data_time = time.perf_counter() - start
-            losses = self.backward([batch] if self.split is None else self.split.cut(batch))
+            losses = self.backward(self.micro_batches(batch))
             self.losses.add(self.iteration, losses, [str(sample.get("file_name", "?")) for sample in batch])
             with section("optimizer"):
                 self.update()
@@ -188,7 +211,8 @@ class Trainer:
             Detached scalar losses by name, summed over the micro-batches of this process: their normalisers are those
             of the whole step, so that the step's losses are the sums over all processes.
         """
-        normalizers = self.normalizers(batches)
+        with section("data"):  # of which processes that are ready wait for those that still read
+            normalizers = self.normalizers(batches)
         sums: dict[str, Tensor] = {}
         for number, batch in enumerate(batches):
             with self.gradient_exchange(number == len(batches) - 1):

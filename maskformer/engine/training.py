@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from maskformer import distributed
-from maskformer.build import build_model, build_model_to_fill
+from maskformer.build import build_model, build_model_to_fill, synchronize_norms
 from maskformer.checkpoint import find_last_checkpoint, load_weights
+from maskformer.checkpoint.files import write_text
 from maskformer.data.catalog import Dataset, get_dataset
 from maskformer.data.loading import build_train_loader
 from maskformer.engine.averaging import AveragingHook, WeightAverage, build_average
@@ -23,7 +24,7 @@ from maskformer.engine.evaluating import check_metric, check_test_sets, evaluate
 from maskformer.engine.hooks import CheckpointHook, EvaluationHook, MetricsHook, ProgressHook
 from maskformer.engine.optimizer import build_clipper, build_optimizer
 from maskformer.engine.profiling import ProfilerHook, parse_profile_window
-from maskformer.engine.resume import CheckpointSaver, Resumption, find_best, find_restart, start_run
+from maskformer.engine.resume import CheckpointSaver, Resumption, find_best, find_restart, flat_config, start_run
 from maskformer.engine.schedule import build_scheduler
 from maskformer.engine.startup import DataUse, check_dataset, describe_run
 from maskformer.engine.trainer import Hook, Precision, Trainer
@@ -34,22 +35,29 @@ logger = logging.getLogger(__name__)
 
 
 def find_start(folder: Path, *, resume: bool, restarted: bool) -> Resumption | None:
-    """What a run goes on from; None (and a line in the log) if it starts from scratch.
+    """What a run goes on from, the same for every process; None (and a line in the log) if it starts from scratch.
 
     Args:
         folder: ``OUTPUT_DIR``.
         resume: whether ``--resume`` was given: the newest checkpoint in the folder.
         restarted: whether this run was started anew after a failure: the newest checkpoint of this run.
+
+    Raises:
+        UserError: if there are checkpoints, but none can be read.
     """
-    if restarted and not resume:
-        return find_restart(folder)
-    path = find_last_checkpoint(folder) if resume else None
-    if path is None:
-        if resume:
-            logger.info("--resume: no checkpoint in %s, so this run starts from scratch", folder)
+    if not resume and not restarted:
         return None
-    resumption = Resumption.read(path)
-    logger.info("resuming from %s, %d iterations done", path, resumption.start_iteration)
+    # Found by the main process alone: another might see an older state of a network file system.
+    path = distributed.on_main(lambda: find_last_checkpoint(folder) if resume else find_restart(folder))
+    if path is None:
+        logger.info(
+            "%s: no checkpoint in %s, so this run starts from scratch", "--resume" if resume else "restarted", folder
+        )
+        return None
+    with distributed.agreeing():
+        resumption = Resumption.read(path)
+    word = "resuming" if resume else "restarted, resuming"
+    logger.info("%s from %s, %d iterations done", word, path, resumption.start_iteration)
     return resumption
 
 
@@ -70,14 +78,15 @@ def train(cfg: Any, config_text: str, resumption: Resumption | None, profile: st
     if resumption is None:
         warn_of_overwriting(folder)
     else:
-        warn_of_differences(resumption, config_text)
+        with distributed.agreeing():
+            check_differences(resumption, config_text)
     split = distributed.on_main(lambda: build_batch_split(cfg, distributed.world_size()))
-    datasets = find_datasets(cfg)
+    with distributed.agreeing():
+        datasets = find_datasets(cfg)
     distributed.on_main(lambda: check_datasets(cfg, datasets))
     metadata = datasets["TRAIN"][0].metadata
     run_id = start_run(folder, resumption)
-    if distributed.is_main():
-        (folder / "config.yaml").write_text(config_text, encoding="utf-8")
+    distributed.on_main(lambda: write_text(folder / "config.yaml", config_text))
     trainer, average, weights = build_trainer(cfg, datasets["TRAIN"], resumption, split)
     logger.info("%s", describe_run(cfg, trainer, split, data_uses(datasets), weights))
     save = CheckpointSaver(config_text, metadata, folder, cfg.CHECKPOINT.KEEP_LAST, run_id=run_id, average=average)
@@ -87,6 +96,7 @@ def train(cfg: Any, config_text: str, resumption: Resumption | None, profile: st
         hooks.append(ProfilerHook(start=window[0], end=window[1], folder=folder / "profile", device=device))
     datasets.clear()  # the loader has packed the training records; the list would only double them in every worker
     if resumption is not None:
+        trainer.rehearse()
         resumption.restore_rng()  # last of all: building the model and its helpers draws numbers
     elif distributed.rank() > 0:
         # Dropout differs between processes; the first one's state is that of a run without others.
@@ -109,16 +119,18 @@ def build_trainer(
         The trainer, the moving average of its weights if there is one, and what its model starts from, in words.
     """
     metadata = datasets[0].metadata
-    model = (build_model if resumption is None else build_model_to_fill)(cfg, metadata)
-    weights = str(resumption) if resumption is not None else load_start_weights(cfg, model)
-    optimizer = build_optimizer(cfg, model)
     device = torch.device(cfg.MODEL.DEVICE)
-    precision = Precision(device, cfg.SOLVER.AMP.ENABLED, amp_dtype(cfg.SOLVER.AMP.DTYPE, device))
-    if resumption is not None:
-        resumption.restore(model, optimizer, precision)
-    average = build_average(cfg, model)
-    if average is not None and resumption is not None:
-        resumption.restore_average(average)
+    with distributed.agreeing():
+        model = (build_model if resumption is None else build_model_to_fill)(cfg, metadata)
+        synchronize_norms(cfg, model, device)
+        weights = str(resumption) if resumption is not None else load_start_weights(cfg, model)
+        optimizer = build_optimizer(cfg, model)
+        precision = Precision(device, cfg.SOLVER.AMP.ENABLED, amp_dtype(cfg.SOLVER.AMP.DTYPE, device))
+        if resumption is not None:
+            resumption.restore(model, optimizer, precision)
+        average = build_average(cfg, model)
+        if average is not None and resumption is not None:
+            resumption.restore_average(average)
     start_iteration = resumption.start_iteration if resumption else 0
     batches = build_train_loader(
         cfg,
@@ -153,8 +165,19 @@ def warn_of_overwriting(folder: Path) -> None:
         )
 
 
-def warn_of_differences(resumption: Resumption, config_text: str) -> None:
-    """Say which keys with an effect on training differ from the interrupted run; the present ones count."""
+def check_differences(resumption: Resumption, config_text: str) -> None:
+    """Say which keys with an effect on training differ from the interrupted run; the present ones count.
+
+    Raises:
+        UserError: if that run was scaled to another number of processes, so that its iterations mean other images.
+    """
+    key = "SOLVER.REFERENCE_WORLD_SIZE"
+    before, now = resumption.saved_config.get(key, 0), flat_config(config_text)[key]
+    if before != now and before and now:
+        raise UserError(
+            f"{key}: the interrupted run was scaled to {before} processes and this one would be to {now}; resume it "
+            f"with {before} processes, or with the config.yaml it left and {key} 0"
+        )
     differences = resumption.differences(config_text)
     if differences:
         logger.warning("the config differs from that of the interrupted run, and counts: %s", ", ".join(differences))
@@ -223,7 +246,11 @@ def build_hooks(
         hooks.append(AveragingHook(average))
     hooks.append(CheckpointHook(cfg.SOLVER.CHECKPOINT_PERIOD, save))
     if test_sets:
-        best = build_best_weights(cfg, save.save_best, find_best(folder, save.run_id) if resumed else None)
+        # Found by the main process alone, so that all decide alike.
+        known = distributed.on_main(lambda: find_best(folder, save.run_id)) if resumed else None
+        best = build_best_weights(cfg, save.save_best, known)
+        if best is not None:
+            best.stop_if_hopeless(trainer)
         averaged = average.model if average is not None else None
         hooks.append(
             EvaluationHook(

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from maskformer import build_model, get_cfg
-from maskformer.build import _synchronize, build_matcher, count_parameters
+from maskformer.build import build_matcher, count_parameters, synchronize_norms
 from maskformer.device import resolve_device
 from maskformer.errors import UserError
 from maskformer.modeling.backbones import make_timm_pyramid
@@ -103,7 +103,7 @@ def test_several_processes_synchronise_the_batch_norms_that_are_trained(monkeypa
     cfg = get_cfg(QUICKSTART, SYNC)
     model = copy.deepcopy(plain)
     monkeypatch.setattr("maskformer.build.world_size", lambda: 2)
-    _synchronize(cfg, model, torch.device("cuda"))
+    synchronize_norms(cfg, model, torch.device("cuda"))
     different = [name for name, module in model.named_modules() if type(module) is not type(plain.get_submodule(name))]
     assert {".".join(name.split(".")[:4]) for name in different if "backbone" in name} == {
         "network.backbone.body.layer3",
@@ -145,8 +145,9 @@ def test_norms_that_torch_cannot_synchronise_are_refused(
     overrides: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("maskformer.build.world_size", lambda: 2)
+    model = build(overrides=overrides)  # evaluating synchronises nothing
     with pytest.raises(UserError, match=sentence) as caught:
-        build(overrides=overrides)
+        synchronize_norms(get_cfg(QUICKSTART, overrides), model, torch.device("cpu"))
     assert "\n" not in str(caught.value)
 
 
@@ -155,7 +156,9 @@ def test_several_processes_on_cpus_need_no_synchronised_norms(
     overrides: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("maskformer.build.world_size", lambda: 2)
-    assert nn.SyncBatchNorm not in kinds(build(overrides=overrides))
+    model = build(overrides=overrides)
+    synchronize_norms(get_cfg(QUICKSTART, overrides), model, torch.device("cpu"))
+    assert nn.SyncBatchNorm not in kinds(model)
 
 
 @pytest.mark.parametrize("name", ["tpu", "cuda:99", "cpu:x", "meta"])

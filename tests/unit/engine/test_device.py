@@ -76,6 +76,23 @@ def test_a_build_without_kernels_for_a_v100_names_the_one_to_take() -> None:
         check_build(Capability("B200", (10, 0)), ["sm_80", "sm_90"])
 
 
+def test_other_makers_builds_are_not_judged() -> None:
+    check_build(Capability("MI250", (9, 0)), ["gfx90a"])
+
+
+def test_the_device_of_a_process_has_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.cuda.set_device takes no device without one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(device_module, "capability_and_build", lambda device: (Capability("A", (8, 0)), ["sm_80"]))
+    assert choose_device("auto") == choose_device("cuda", 1) == torch.device("cuda", 0)
+    assert choose_device("cuda:2") == torch.device("cuda", 2)
+    assert choose_device("auto", 4, 3, 4) == torch.device("cuda", 3)
+    device_module.check_devices(4)
+    with pytest.raises(UserError, match="--num-gpus is 5 but this machine shows 4 GPUs"):
+        device_module.check_devices(5)
+
+
 def test_old_cards_compute_no_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     assert amp_dtype("auto", torch.device("cuda")) is None
     assert amp_dtype("bfloat16", torch.device("cpu")) is torch.bfloat16

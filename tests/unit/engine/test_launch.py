@@ -19,6 +19,7 @@ TORCHRUN = {
     "LOCAL_RANK": "1",
     "LOCAL_WORLD_SIZE": "4",
     "TORCHELASTIC_RESTART_COUNT": "2",
+    "TORCHELASTIC_MAX_RESTARTS": "3",
 }
 # What `srun --nodes 2 --ntasks-per-node 4` sets for the first task of the second node.
 SRUN = {
@@ -39,7 +40,7 @@ def arguments(*words: Any) -> argparse.Namespace:
 
 def test_torchrun_says_where_a_process_stands() -> None:
     assert find_place({}) is None
-    assert find_place(TORCHRUN) == Place(rank=5, world_size=8, local_rank=1, local_world_size=4, restarts=2)
+    assert find_place(TORCHRUN) == Place(5, 8, local_rank=1, local_world_size=4, restarts=2, max_restarts=3)
     # Launchers that set only these two start all processes on one machine.
     assert find_place({"RANK": "1", "WORLD_SIZE": "2"}) == Place(1, 2, 1, 2, 0)
 
@@ -58,6 +59,12 @@ def test_slurm_tasks_become_processes() -> None:
     assert find_place(environment) == Place(rank=4, world_size=8, local_rank=0, local_world_size=4)
     assert environment["MASTER_ADDR"] == "gpu07"
     assert environment["MASTER_PORT"] == "24567"
+
+
+def test_steps_of_one_job_meet_at_ports_of_their_own() -> None:
+    environment = {**SRUN, "SLURM_STEP_ID": "3"}
+    adopt_slurm(environment, 1)
+    assert environment["MASTER_PORT"] == "24570"
 
 
 def test_slurm_is_left_alone_where_torchrun_or_the_user_starts_the_processes() -> None:
@@ -100,13 +107,18 @@ def test_a_command_line_that_contradicts_its_launcher_is_refused() -> None:
     place = Place(0, 4, 0, 2)
     check_place(arguments(), place)
     check_place(arguments("--num-gpus", 2), place)
-    with pytest.raises(UserError, match="--num-gpus is 4 but 2 processes were started on this machine"):
+    with pytest.raises(UserError, match="--num-gpus is 4 but torchrun or srun started 2 processes"):
         check_place(arguments("--num-gpus", 4), place)
     address = ("--dist-url", "tcp://a:1")
     check_place(arguments("--num-machines", 2, *address), place)
     with pytest.raises(UserError, match="--num-machines is 3 but 4 processes were started, 2 of them on this machine"):
         check_place(arguments("--num-machines", 3, *address), place)
-    check_place(arguments("--num-gpus", 1), Place())
+    check_place(arguments("--num-gpus", 0), Place())
+    with pytest.raises(UserError, match="started 1 processes on this machine: leave it out, or let one process per"):
+        check_place(arguments("--num-gpus", 4), Place(0, 2, 0, 1))  # srun with one task on each of two nodes
+    check_place(arguments("--max-restarts", 3), Place(max_restarts=3))
+    with pytest.raises(UserError, match=r"--max-restarts is 3 but .* allows 0: give it to torchrun"):
+        check_place(arguments("--max-restarts", 3), place)
 
 
 @pytest.mark.parametrize(
@@ -120,6 +132,7 @@ def test_a_command_line_that_contradicts_its_launcher_is_refused() -> None:
         (["--num-machines", 2, "--dist-url", "tcp://a:70000"], "tcp://a:70000"),
         (["--num-machines", 2, "--dist-url", "file:///a"], "file:///a"),
         (["--max-restarts", -1], "--max-restarts is -1"),
+        (["--profile", "2:3", "--eval-only"], "--profile 2:3 traces training"),
     ],
 )
 def test_impossible_arguments_are_refused(words: list[Any], problem: str) -> None:
