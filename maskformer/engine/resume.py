@@ -17,7 +17,7 @@ import maskformer
 from maskformer import distributed
 from maskformer.checkpoint import FINAL_NAME, find_last_checkpoint, load_checkpoint, restore_model, save_checkpoint
 from maskformer.checkpoint.files import write_text
-from maskformer.config.defaults import DEFAULTS
+from maskformer.config import dump, get_cfg
 from maskformer.config.tree import flatten
 from maskformer.engine.averaging import WeightAverage
 from maskformer.engine.best import Best
@@ -241,7 +241,7 @@ class Resumption:
             config_text: the present config, as YAML.
         """
         # A key that came later meant its default.
-        old, new = {**dict(flatten(DEFAULTS)), **self.saved_config}, flat_config(config_text)
+        old, new = {**flat_config(dump(get_cfg())), **self.saved_config}, flat_config(config_text)
         return [
             f"{key} ({old.get(key)!r} → {new.get(key)!r})"
             for key in sorted(old.keys() | new.keys())

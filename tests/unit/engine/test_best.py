@@ -53,3 +53,12 @@ def test_an_unknown_metric_names_those_there_are() -> None:
     best = BestWeights("mIoU", lambda trainer, found: None)
     with pytest.raises(UserError, match=r"CHECKPOINT.BEST_METRIC is 'mIoU'.*use one of sem_seg/mIoU$"):
         best(make_trainer(), {"sem_seg/mIoU": 1.0, "sem_seg/IoU-sky": 2.0})
+
+
+def test_a_run_that_stopped_early_does_not_go_on_when_it_is_resumed() -> None:
+    best = BestWeights(METRIC, lambda trainer, found: None, patience=2, period=2, best=Best(METRIC, 3.0, 3))
+    for start, steps in ((6, 10), (8, 8)):  # one evaluation without a better score, and two
+        trainer = make_trainer(max_iterations=10, start_iteration=start)
+        best.stop_if_hopeless(trainer)
+        trainer.train()
+        assert trainer.finished_iterations == steps

@@ -17,7 +17,7 @@ from PIL import Image
 from maskformer.engine import metrics_log
 from maskformer.engine.hooks import CheckpointHook, Evaluation, EvaluationHook, MetricsHook, ProgressHook
 from maskformer.engine.metrics_log import LossWindow, StepTimer
-from maskformer.engine.trainer import Trainer
+from maskformer.engine.trainer import Hook, Trainer
 from maskformer.engine.writers import JsonLines, LogLine, MetricsLog, Record, TensorBoard
 from maskformer.errors import UserError
 from tests.unit.engine.fakes import make_trainer
@@ -54,6 +54,18 @@ def test_records_come_every_period_and_at_the_end() -> None:
     assert memory.records[-1].scalars["eta_seconds"] == 0
     assert {"time", "data_time", "max_mem"} <= first.keys()
     assert memory.closed
+
+
+def test_what_is_left_of_a_run_that_stops_early_is_recorded() -> None:
+    class Stop(Hook):
+        def after_step(self, trainer: Trainer) -> None:
+            if trainer.iteration == 4:
+                trainer.stop()
+
+    memory = Memory()
+    make_trainer(max_iterations=9).train([MetricsHook(MetricsLog([memory]), 3, CPU), Stop()])
+    assert [record.iteration for record in memory.records] == [2, 4]
+    assert all("total_loss" in record.scalars for record in memory.records)
 
 
 def test_each_group_is_recorded_where_learning_rates_differ() -> None:
