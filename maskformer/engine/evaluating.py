@@ -22,7 +22,7 @@ from maskformer.engine.averaging import build_average
 from maskformer.engine.best import unknown_metric
 from maskformer.engine.hooks import Evaluation
 from maskformer.engine.resume import EMA_PREFIX, Resumption
-from maskformer.engine.startup import check_dataset
+from maskformer.engine.startup import check_dataset, fetch_weights
 from maskformer.errors import UserError
 from maskformer.evaluation import (
     PictureSaver,
@@ -154,6 +154,8 @@ def evaluate_only(cfg: Any, config_text: str, resumption: Resumption | None) -> 
         )
     if not cfg.DATASETS.TEST:
         raise UserError("--eval-only needs a data set but DATASETS.TEST is empty; name one like ('folder:data:val',)")
+    if resumption is None:
+        fetch_weights(cfg)
     with distributed.agreeing():
         trained = trained_classes(cfg, resumption)
         datasets = [get_dataset(name) for name in cfg.DATASETS.TEST]

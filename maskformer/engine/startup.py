@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from maskformer import distributed
 from maskformer.build import count_parameters
+from maskformer.checkpoint.remote import local_file
 from maskformer.data.checks import check_dataset_against_config
 from maskformer.data.dataset import Dataset
 from maskformer.data.recipes import build_recipe
@@ -141,6 +142,16 @@ def check_folder_is_shared(folder: Path) -> None:
     finally:
         if distributed.is_main():
             mark.unlink(missing_ok=True)
+
+
+def fetch_weights(cfg: Any) -> None:
+    """Let the main process alone download ``MODEL.WEIGHTS``; the others find the file in the cache.
+
+    Raises:
+        UserError: if there is no such file, or the address cannot be had.
+    """
+    if cfg.MODEL.WEIGHTS:
+        distributed.on_main(lambda: local_file(cfg.MODEL.WEIGHTS))
 
 
 def check_dataset(cfg: Any, dataset: Dataset, training: bool) -> None:

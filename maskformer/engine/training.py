@@ -26,7 +26,7 @@ from maskformer.engine.optimizer import build_clipper, build_optimizer
 from maskformer.engine.profiling import ProfilerHook, parse_profile_window
 from maskformer.engine.resume import CheckpointSaver, Resumption, find_best, find_restart, flat_config, start_run
 from maskformer.engine.schedule import build_scheduler
-from maskformer.engine.startup import DataUse, check_dataset, describe_run
+from maskformer.engine.startup import DataUse, check_dataset, describe_run, fetch_weights
 from maskformer.engine.trainer import Hook, Precision, Trainer
 from maskformer.engine.writers import JsonLines, LogLine, MetricsLog, TensorBoard, Writer, build_wandb
 from maskformer.errors import UserError
@@ -77,6 +77,7 @@ def train(cfg: Any, config_text: str, resumption: Resumption | None, profile: st
     window = distributed.on_main(lambda: parse_profile_window(profile) if profile else None)
     if resumption is None:
         warn_of_overwriting(folder)
+        fetch_weights(cfg)
     else:
         with distributed.agreeing():
             check_differences(resumption, config_text)
