@@ -81,13 +81,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.debug:
             traceback.print_exc()
         report(error)
-        return USER_ERROR
+        return leave(USER_ERROR)
     except RuntimeError as error:
         if arguments.debug or not report_loss(error):
             raise
-        return 1
+        return leave(1)
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return leave(INTERRUPTED)
+
+
+def leave(code: int) -> int:
+    """The exit code; a process that has met others and failed ends here and now.
+
+    The others may be gone, so it cannot part from them, and gloo's threads, if the interpreter ended as usual, would
+    sometimes abort it with an exit code that says nothing.
+    """
+    if "torch" in sys.modules:
+        from maskformer.distributed import is_initialized
+
+        if is_initialized():
+            logging.shutdown()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    return code
 
 
 def report(error: UserError) -> None:
