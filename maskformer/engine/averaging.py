@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from maskformer.engine.trainer import Hook, Trainer
-from maskformer.errors import UserError
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
@@ -63,17 +62,9 @@ class WeightAverage:
 
 
 def build_average(cfg: Any, model: nn.Module) -> WeightAverage | None:
-    """The average that ``SOLVER.EMA`` asks for; None if it is off.
-
-    Raises:
-        UserError: if ``SOLVER.EMA.DECAY`` is not below 1.
-    """
+    """The average that ``SOLVER.EMA`` asks for; None if it is off."""
     ema = cfg.SOLVER.EMA
-    if not ema.ENABLED:
-        return None
-    if not 0 <= ema.DECAY < 1:
-        raise UserError(f"SOLVER.EMA.DECAY is {ema.DECAY}; give a number of at least 0 and less than 1, such as 0.9998")
-    return WeightAverage(model, ema.DECAY)
+    return WeightAverage(model, ema.DECAY) if ema.ENABLED else None
 
 
 class AveragingHook(Hook):

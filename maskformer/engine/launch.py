@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import re
 import sys
@@ -13,8 +12,6 @@ from typing import Any, NamedTuple
 
 import maskformer
 from maskformer.errors import UserError
-
-logger = logging.getLogger(__name__)
 
 USER_ERROR = 2
 SLURM_PORTS = range(20000, 30000)
@@ -130,10 +127,8 @@ def check_place(arguments: argparse.Namespace, place: Place) -> None:
     Raises:
         UserError: naming the argument.
     """
-    if arguments.num_gpus not in (None, place.local_world_size) and (arguments.num_gpus, place.local_world_size) != (
-        0,
-        1,
-    ):
+    asked = 1 if arguments.num_gpus == 0 else arguments.num_gpus  # 0: one process, on the CPU
+    if asked not in (None, place.local_world_size):
         raise UserError(
             f"--num-gpus is {arguments.num_gpus} but torchrun or srun started {place.local_world_size} processes on "
             "this machine: leave it out, or let one process per machine start the others with --num-machines, "
