@@ -10,11 +10,12 @@ QUICKSTART := output/quickstart
 OLDEST := .venv-oldest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-oldest lint format quickstart clean
+.PHONY: help setup test test-slow test-oldest lint format quickstart clean
 
 help:
 	@echo "make quickstart   train on drawn scenes, evaluate, run the demo, leave pictures in $(QUICKSTART)"
 	@echo "make test         lint, types and tests"
+	@echo "make test-slow    what \`make test\` leaves out: a step of every recipe, with up to 24 GB of memory"
 	@echo "make test-oldest  the tests with the oldest supported PyTorch (2.6), in $(OLDEST)"
 	@echo "make setup        create $(VENV) and install the package with its test tools"
 	@echo "make lint         ruff and mypy alone"
@@ -37,6 +38,10 @@ lint: setup
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile
+
+# One process: some of them take most of the memory.
+test-slow: setup
+	$(BIN)/pytest -m slow --timeout 3600
 
 # Lint and types are checked with the newest version alone, whose stubs differ.
 test-oldest: $(OLDEST)/.installed
