@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from maskformer.checkpoint import layouts
 from maskformer.checkpoint.files import atomic_write
-from maskformer.checkpoint.pickles import dump_pickle
 from maskformer.errors import UserError
+from maskformer.pickles import dump_pickle
 
 _TABLE = ".relative_position_bias_table"
 

@@ -6,15 +6,13 @@ with ``weights_only=True``) and safetensors. Nothing in a file is ever executed.
 
 from __future__ import annotations
 
-import os
 import pickle
 import re
 import struct
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -22,8 +20,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from maskformer.checkpoint.pickles import InertArray, RefusedError, load_pickle
 from maskformer.errors import UserError
+from maskformer.pickles import InertArray, RefusedError, load_pickle
+from maskformer.writing import atomic_write as atomic_write
+from maskformer.writing import write_text as write_text
 
 _ZIP = b"PK\x03\x04"
 _LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
@@ -187,55 +187,3 @@ def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     text = lines[0].rstrip(".:")[:200] if lines else type(error).__name__
     return text if text.isprintable() else ascii(text)
-
-
-@contextmanager
-def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """Opens a file for writing that appears under its name only when it is complete and on disk.
-
-    Yields:
-        A binary file under a temporary name in the same folder; renamed when the block ends without an exception,
-        removed otherwise.
-
-    Raises:
-        UserError: the folder cannot be written, or the disk is full.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        if isinstance(error, (ConnectionError, TimeoutError)):
-            raise  # the reading side of a download, which has a remedy of its own
-        raise UserError(
-            f"{path} cannot be written ({error.strerror or error}): free space or choose another"
-        ) from error
-    finally:
-        if temporary.parent.is_dir():
-            temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a small text file that never exists half-written.
-
-    Raises:
-        UserError: the folder cannot be written, or the disk is full.
-    """
-    with atomic_write(path) as file:
-        file.write(text.encode())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename survive a power failure; Windows has no such call and does not need it."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

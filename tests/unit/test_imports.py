@@ -13,13 +13,15 @@ import maskformer
 PACKAGE = Path(maskformer.__file__).parent
 
 # What each room may import besides itself.
-BASIS = {"errors", "structures", "config", "device", "timing"}
+BASIS = {"errors", "structures", "config", "device", "timing", "pickles", "writing"}
 EVALUATION = {"evaluation", "visualization"}
 BELOW_ENGINE = BASIS | {"distributed", "data", "modeling", "checkpoint", "build"} | EVALUATION
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "device": {"errors"},
     "timing": set(),
+    "pickles": set(),
+    "writing": {"errors"},
     "distributed": {"errors"},
     "structures": {"errors"},
     "config": {"errors"},

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from maskformer.checkpoint.files import read_weight_file
-from maskformer.checkpoint.pickles import dump_pickle
 from maskformer.errors import UserError
+from maskformer.pickles import dump_pickle
 
 
 def write(path: Path, data: bytes) -> Path:
