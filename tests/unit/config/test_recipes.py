@@ -1,28 +1,46 @@
-"""The shipped recipes say what was published, key by key."""
+"""The shipped recipes say what was published, key by key; the ablations change what they name and nothing else."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from maskformer.config import find_config, get_cfg, shipped_configs
 from maskformer.config.tree import flatten
 
-PUBLISHED = json.loads((Path(__file__).parents[2] / "data" / "config" / "recipes.json").read_text())
-# Every published recipe, shipped or not: the most frequent values, and what is different in each.
-ALL = json.loads((Path(__file__).parents[2] / "data" / "config" / "all_recipes.json").read_text())
+# The most frequent values of the published recipes, and what is different in each.
+_TABLE = json.loads((Path(__file__).parents[2] / "data" / "config" / "all_recipes.json").read_text())
+PUBLISHED = {name: _TABLE["common"] | own for name, own in _TABLE["recipes"].items()}
 SHIPPED = sorted(
     f"configs/{path.relative_to(shipped_configs()).as_posix()}" for path in shipped_configs().rglob("*.yaml")
 )
+OUR_OWN = ("configs/quickstart/", "configs/camvid/", "configs/ablations/")
+QUERIES = {"ade20k-150": "bs16_160k", "coco-stuff-10k-171": "bs32_60k", "ade20k-full-847": "bs16_200k"}
+
+
+def values_of(name: str) -> dict[str, Any]:
+    """Flat config, tuples as lists."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in flatten(get_cfg(name))}
+
+
+def difference(name: str, other: str) -> dict[str, Any]:
+    """What is set in the first recipe and not in the second."""
+    values, base = values_of(name), values_of(other)
+    return {key: value for key, value in values.items() if value != base[key]}
+
+
+def test_there_are_thirty_published_recipes_at_their_paths() -> None:
+    assert len(PUBLISHED) == 30
+    assert set(PUBLISHED) == {name for name in SHIPPED if "/Base-" not in name and not name.startswith(OUR_OWN)}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_values(name: str) -> None:
-    values = dict(flatten(get_cfg(name)))
-    resolved = {key: list(values[key]) if isinstance(values[key], tuple) else values[key] for key in PUBLISHED[name]}
-    assert resolved == PUBLISHED[name]
+    values = values_of(name)
+    assert {key: values[key] for key in PUBLISHED[name]} == PUBLISHED[name]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -32,17 +50,11 @@ def test_nothing_beyond_the_published_values(name: str) -> None:
     assert changed <= set(PUBLISHED[name])
 
 
-@pytest.mark.parametrize("name", ALL["recipes"])
-def test_every_published_recipe_is_accepted(name: str) -> None:
-    published = ALL["common"] | ALL["recipes"][name]
-    values = dict(flatten(get_cfg(None, [word for setting in published.items() for word in setting])))
-    resolved = {key: list(values[key]) if isinstance(values[key], tuple) else values[key] for key in published}
-    assert resolved == published
-
-
-def test_there_are_thirty_published_recipes() -> None:
-    assert len(ALL["recipes"]) == 30
-    assert set(PUBLISHED) <= set(ALL["recipes"])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_values_are_accepted_as_overrides(name: str) -> None:
+    words = [word for setting in PUBLISHED[name].items() for word in setting]
+    values = {k: list(v) if isinstance(v, tuple) else v for k, v in flatten(get_cfg(None, words))}
+    assert {key: values[key] for key in PUBLISHED[name]} == PUBLISHED[name]
 
 
 @pytest.mark.parametrize("name", [name for name in SHIPPED if "/Base-" not in name])
@@ -51,5 +63,76 @@ def test_every_shipped_recipe_loads(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_no_tags_in_our_own_files(name: str) -> None:
+def test_sizes_are_listed_and_no_tags_used_in_our_own_files(name: str) -> None:
     assert "!!" not in find_config(name).read_text()
+
+
+# ------------------------------------------------------------------ ablations
+@pytest.mark.parametrize("count", [20, 50, 150, 300, 1000])
+@pytest.mark.parametrize("folder", QUERIES)
+def test_number_of_queries(folder: str, count: int) -> None:
+    schedule = QUERIES[folder]
+    name = f"configs/ablations/{folder}/maskformer_R50_{count}_queries_{schedule}.yaml"
+    changed = difference(name, f"configs/{folder}/maskformer_R50_{schedule}.yaml")
+    assert changed == {"MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": count}
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "expected"),
+    [
+        (
+            "ade20k-150/maskformer_R50_fixed_matching_bs16_160k",
+            "ade20k-150/maskformer_R50_bs16_160k",
+            {"MODEL.MASK_FORMER.MATCHER": "fixed", "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": 150},
+        ),
+        (
+            "ade20k-150/maskformer_R50_no_deep_supervision_bs16_160k",
+            "ade20k-150/maskformer_R50_bs16_160k",
+            {"MODEL.MASK_FORMER.DEEP_SUPERVISION": False},
+        ),
+        (
+            "coco-panoptic/maskformer_panoptic_detr_R50_bs64_554k",
+            "coco-panoptic/maskformer_panoptic_R50_bs64_554k",
+            {
+                "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": "BasePixelDecoder",
+                "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": 0,
+                "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE": "res5",
+                "MODEL.MASK_FORMER.ENC_LAYERS": 6,
+            },
+        ),
+        (
+            "cityscapes-19/per_pixel_baseline_R101_bs16_90k",
+            "cityscapes-19/maskformer_R101_bs16_90k",
+            {"MODEL.META_ARCHITECTURE": "SemanticSegmentor", "MODEL.SEM_SEG_HEAD.NAME": "PerPixelBaselineHead"},
+        ),
+        (
+            "cityscapes-19/per_pixel_baseline_plus_R101_bs16_90k",
+            "cityscapes-19/maskformer_R101_bs16_90k",
+            {
+                "MODEL.META_ARCHITECTURE": "SemanticSegmentor",
+                "MODEL.SEM_SEG_HEAD.NAME": "PerPixelBaselinePlusHead",
+                "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": 19,
+            },
+        ),
+        (
+            "mapillary-vistas-65/per_pixel_baseline_R50_bs16_300k",
+            "mapillary-vistas-65/maskformer_R50_bs16_300k",
+            {"MODEL.META_ARCHITECTURE": "SemanticSegmentor", "MODEL.SEM_SEG_HEAD.NAME": "PerPixelBaselineHead"},
+        ),
+        (
+            "mapillary-vistas-65/per_pixel_baseline_plus_R50_bs16_300k",
+            "mapillary-vistas-65/maskformer_R50_bs16_300k",
+            {
+                "MODEL.META_ARCHITECTURE": "SemanticSegmentor",
+                "MODEL.SEM_SEG_HEAD.NAME": "PerPixelBaselinePlusHead",
+                "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": 65,
+            },
+        ),
+    ],
+)
+def test_an_ablation_changes_what_it_names(name: str, base: str, expected: dict[str, Any]) -> None:
+    assert difference(f"configs/ablations/{name}.yaml", f"configs/{base}.yaml") == expected
+
+
+def test_every_ablation_is_compared_with_its_recipe() -> None:
+    assert sum(name.startswith("configs/ablations/") for name in SHIPPED) == 3 * 5 + 7
