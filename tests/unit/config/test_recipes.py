@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from maskformer.config import find_config, get_cfg, shipped_configs
 from maskformer.config.tree import flatten
@@ -55,6 +56,35 @@ def test_published_values_are_accepted_as_overrides(name: str) -> None:
     words = [word for setting in PUBLISHED[name].items() for word in setting]
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in flatten(get_cfg(None, words))}
     assert {key: values[key] for key in PUBLISHED[name]} == PUBLISHED[name]
+
+
+def in_published_style(values: dict[str, Any]) -> str:
+    """YAML as the original project wrote it: tuples in Python's notation, training sizes as an expression."""
+    tree: dict[str, Any] = {}
+    for key, value in values.items():
+        *path, last = key.split(".")
+        node = tree
+        for word in path:
+            node = node.setdefault(word, {})
+        node[last] = str(tuple(value)) if isinstance(value, list) and isinstance(value[0], str) else value
+    text = yaml.safe_dump(tree, default_flow_style=None, width=10000)
+    for scale in (512, 640, 1024, 2048):
+        for end in (16, 21):
+            expression = f"[int(x * 0.1 * {scale}) for x in range(5, {end})]"
+            listed = f"[{', '.join(str(int(x * 0.1 * scale)) for x in range(5, end))}]"
+            text = text.replace(
+                f"MIN_SIZE_TRAIN: {listed}", f'MIN_SIZE_TRAIN: !!python/object/apply:eval ["{expression}"]'
+            )
+    return text
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_yaml_of_the_original_project_loads_unchanged(name: str, tmp_path: Path) -> None:
+    text = in_published_style(PUBLISHED[name])
+    assert ("apply:eval" in text) is ("coco-panoptic" not in name)
+    own = tmp_path / "recipe.yaml"
+    own.write_text(text)
+    assert values_of(str(own)) == values_of(name)
 
 
 @pytest.mark.parametrize("name", [name for name in SHIPPED if "/Base-" not in name])
