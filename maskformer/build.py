@@ -92,6 +92,11 @@ def build_model(cfg: CfgNode, metadata: Metadata | None = None) -> MaskFormer | 
     Raises:
         UserError: if the config or the data set cannot make a model.
     """
+    return assemble_model(cfg, metadata).to(resolve_device(cfg.MODEL.DEVICE))
+
+
+def assemble_model(cfg: CfgNode, metadata: Metadata | None = None) -> MaskFormer | SemanticSegmentor:
+    """As `build_model`, on torch's default device: under ``torch.device("meta")`` it costs neither memory nor time."""
     things = thing_flags(cfg, metadata)
     classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     if things and len(things) != classes:
@@ -126,7 +131,7 @@ def build_model(cfg: CfgNode, metadata: Metadata | None = None) -> MaskFormer | 
             resize_before_inference=test.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE,
             **common,
         )
-    return model.to(resolve_device(cfg.MODEL.DEVICE))
+    return model
 
 
 def synchronize_norms(cfg: CfgNode, model: nn.Module, device: torch.device) -> None:
