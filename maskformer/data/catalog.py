@@ -8,14 +8,23 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from maskformer.data.dataset import Dataset, Metadata, nearest
-from maskformer.data.datasets import ade20k, camvid, coco, folder, shapes
+from maskformer.data.datasets import (
+    ade20k,
+    ade20k_full,
+    camvid,
+    cityscapes,
+    coco,
+    coco_stuff,
+    folder,
+    mapillary,
+    shapes,
+)
 from maskformer.errors import UserError
 
 __all__ = ["Dataset", "Metadata", "dataset_names", "get_dataset", "get_metadata", "register_dataset"]
 
-_BUILDERS: dict[str, Callable[[str], Dataset]] = {
-    name: family.build for family in (ade20k, camvid, coco, shapes) for name in family.NAMES
-}
+_FAMILIES = (ade20k, ade20k_full, camvid, cityscapes, coco, coco_stuff, mapillary, shapes)
+_BUILDERS: dict[str, Callable[[str], Dataset]] = {name: family.build for family in _FAMILIES for name in family.NAMES}
 
 
 def register_dataset(name: str, build: Callable[[str], Dataset]) -> None:

@@ -23,8 +23,9 @@ logger = logging.getLogger(__name__)
 NAMES = ("coco_2017_train_panoptic", "coco_2017_val_panoptic")
 IGNORE_LABEL = 255
 _REMEDY = (
-    "download {split}2017.zip and panoptic_annotations_trainval2017.zip from https://cocodataset.org and unpack them "
-    "under $DETECTRON2_DATASETS/coco (the PNGs into panoptic_{split}2017)"
+    "download http://images.cocodataset.org/zips/{split}2017.zip and "
+    "http://images.cocodataset.org/annotations/panoptic_annotations_trainval2017.zip, unpack both under "
+    "$DETECTRON2_DATASETS/coco, and there annotations/panoptic_{split}2017.zip, which needs no preparation"
 )
 
 

