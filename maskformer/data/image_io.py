@@ -170,12 +170,10 @@ def read_panoptic_ids(path: str | Path, field: str = "pan_seg_file_name") -> np.
                 f"{field} {str(path)!r} has mode {opened.mode}, but panoptic ids are stored in an RGB PNG as "
                 "R + 256*G + 65536*B: convert the file"
             )
-        pixels = np.asarray(_load(opened, path, field))
-    ids = pixels[..., 2].astype(np.int32)
-    ids <<= 8
-    ids |= pixels[..., 1]
-    ids <<= 8
-    ids |= pixels[..., 0]
+        loaded = _load(opened, path, field)
+    # Four bytes a pixel are one little-endian number as they stand; the fourth is only filling.
+    packed = np.frombuffer(loaded.tobytes("raw", "RGBX"), dtype="<i4")
+    ids: np.ndarray = (packed & 0xFFFFFF).astype(np.int32, copy=False).reshape(loaded.height, loaded.width)
     return ids
 
 

@@ -44,6 +44,27 @@ def count_values(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values, counts
 
 
+def pair_runs(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Two maps as runs of pixels in which neither changes: thousands of runs instead of a million pixels.
+
+    Args:
+        first: (H, W) integers.
+        second: (H, W) integers.
+
+    Returns:
+        (R,) value of the first and (R,) of the second map in each run, in the order of the rows, and (R,) int64 lengths.
+    """
+    one, other = first.reshape(-1), second.reshape(-1)
+    if one.size == 0:
+        return one, other, np.zeros(0, dtype=np.int64)
+    begins = np.empty(one.size, dtype=bool)
+    begins[0] = True
+    np.not_equal(one[1:], one[:-1], out=begins[1:])
+    begins[1:] |= other[1:] != other[:-1]
+    starts = np.flatnonzero(begins)
+    return one[starts], other[starts], np.diff(starts, append=one.size)
+
+
 def mean_of(values: np.ndarray, chosen: np.ndarray) -> float:
     """Mean of the chosen values, NaN if there are none."""
     return float(values[chosen].mean()) if chosen.any() else float("nan")

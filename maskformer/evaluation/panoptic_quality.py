@@ -9,11 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from maskformer.errors import UserError
-from maskformer.evaluation.arrays import as_map, count_values, mean_of
+from maskformer.evaluation.arrays import as_map, count_values, mean_of, pair_runs
 
 VOID = 0
 ID_LIMIT = 2**24
 """Ids are below this, as in panoptic PNGs; it packs a pair of ids into one integer."""
+
+TABLE_LIMIT = 2**12
+"""Ids below this are looked up in a table, larger ones searched for."""
 
 IOU_BITS = 53
 """A float64 of ½ or more is a multiple of 2^-53."""
@@ -76,55 +79,71 @@ class PanopticQuality:
         Raises:
             UserError: if sizes, ids or categories do not fit together.
         """
-        predicted, true = _checked_ids(pred_ids, "prediction"), _checked_ids(true_ids, "truth")
+        predicted, true = as_map(pred_ids), as_map(true_ids)
         if predicted.shape != true.shape:
             raise UserError(
                 f"the prediction is {predicted.shape[0]}x{predicted.shape[1]} but the truth "
                 f"{true.shape[0]}x{true.shape[1]}; they must be equal"
             )
-        pairs, counts = count_values(true * ID_LIMIT + predicted)
-        pair_true, pair_pred = pairs // ID_LIMIT, pairs % ID_LIMIT
-        truth = self._columns(true_segments, pair_true, counts, "truth")
-        answer = self._columns(pred_segments, pair_pred, counts, "prediction")
-        overlap, on_void = _overlaps(truth, answer, pair_true, pair_pred, counts)
-        self._count(truth, answer, overlap, on_void)
+        run_true, run_pred, lengths = pair_runs(true, predicted)
+        _check_range(run_pred, "prediction")
+        _check_range(run_true, "truth")
+        truth = self._columns(true_segments, "truth")
+        answer = self._columns(pred_segments, "prediction")
+        row, column = _positions(truth.ids, run_true), _positions(answer.ids, run_pred)
+        # Last row and column: pixels of no segment.
+        shape = len(truth.ids) + 1, len(answer.ids) + 1
+        table = np.bincount(row * shape[1] + column, weights=lengths, minlength=shape[0] * shape[1])
+        pixels = table.astype(np.int64).reshape(shape)
+        if pixels[:, -1].any():
+            _check_unlisted(run_pred[column == shape[1] - 1])
+        areas = pixels.sum(0)[:-1]
+        if (areas == 0).any():
+            raise UserError(
+                f"the prediction lists segment {answer.ids[areas == 0][0]}, which has no pixel; leave it out"
+            )
+        stated = np.where(truth.areas < 0, pixels.sum(1)[:-1], truth.areas)
+        self._count(truth._replace(areas=stated), answer._replace(areas=areas), pixels[:-1, :-1], pixels[-1, :-1])
         return self
 
-    def _columns(
-        self, segments: Sequence[SegmentInfo], pixel_ids: np.ndarray, counts: np.ndarray, what: str
-    ) -> _Segments:
+    def update_semantic(self, pixels: np.ndarray) -> PanopticQuality:
+        """Count one image in which every class is one segment; its categories are 0..K-1.
+
+        The same as `update` with `semantic_segments` of truth and prediction, from what `SemanticQuality` counts anyway.
+
+        Args:
+            pixels: (K+1, K+1) pixels by true (row) and predicted (column) class; last those that have none.
+
+        Returns:
+            itself.
+        """
+        areas, found = pixels.sum(1)[:-1], pixels.sum(0)[:-1]
+        true, predicted = np.flatnonzero(areas), np.flatnonzero(found)
+        truth = _Segments(true, true, areas[true], np.zeros(len(true), dtype=bool))
+        answer = _Segments(predicted, predicted, found[predicted], np.zeros(len(predicted), dtype=bool))
+        self._count(truth, answer, pixels[np.ix_(true, predicted)], pixels[-1, predicted])
+        return self
+
+    def _columns(self, segments: Sequence[SegmentInfo], what: str) -> _Segments:
+        """The segments ascending by id; areas as stated, -1 where none is."""
         ordered = sorted(segments, key=lambda segment: int(segment["id"]))
         ids = np.array([int(segment["id"]) for segment in ordered], dtype=np.int64)
         if len(ids) and (ids[0] <= VOID or (ids[1:] == ids[:-1]).any()):
             raise UserError(f"the segments of the {what} have ids {ids.tolist()}; each needs its own, and 0 means void")
+        rows = []
         for segment in ordered:
-            if int(segment["category_id"]) not in self._row:
+            row = self._row.get(int(segment["category_id"]))
+            if row is None:
                 raise UserError(
                     f"segment {segment['id']} of the {what} has category_id {segment['category_id']}, which is no "
                     f"category of the data set ({len(self._row)} categories); check its categories"
                 )
-        position, listed = _positions(ids, pixel_ids)
-        areas = np.bincount(position[listed], weights=counts[listed], minlength=len(ids)).astype(np.int64)
-        if what == "prediction":
-            self._check_prediction(ids, areas, pixel_ids[~listed])
-        else:
-            given = [segment.get("area") for segment in ordered]
-            areas = np.array(
-                [a if g is None else int(g) for a, g in zip(areas.tolist(), given, strict=True)], dtype=np.int64
-            )
-        rows = np.array([self._row[int(segment["category_id"])] for segment in ordered], dtype=np.int64)
-        crowd = np.array([bool(segment.get("iscrowd", 0)) for segment in ordered], dtype=bool)
-        return _Segments(ids, rows, areas, crowd)
-
-    @staticmethod
-    def _check_prediction(ids: np.ndarray, areas: np.ndarray, unlisted: np.ndarray) -> None:
-        unknown = unlisted[unlisted != VOID]
-        if len(unknown):
-            raise UserError(
-                f"the prediction has pixels of segment {unknown[0]}, which its segments do not list; list every id"
-            )
-        if (areas == 0).any():
-            raise UserError(f"the prediction lists segment {ids[areas == 0][0]}, which has no pixel; leave it out")
+            rows.append(row)
+        areas = [-1 if segment.get("area") is None else int(segment["area"]) for segment in ordered]
+        crowd = [bool(segment.get("iscrowd", 0)) for segment in ordered]
+        return _Segments(
+            ids, np.array(rows, dtype=np.int64), np.array(areas, dtype=np.int64), np.array(crowd, dtype=bool)
+        )
 
     def _count(self, truth: _Segments, answer: _Segments, overlap: np.ndarray, on_void: np.ndarray) -> None:
         """Add one image, given the overlaps (true, predicted) in pixels and the predicted pixels on void."""
@@ -190,35 +209,34 @@ def _units(iou: float) -> int:
     return int(math.ldexp(iou, IOU_BITS))
 
 
-def _checked_ids(ids: Any, what: str) -> np.ndarray:
-    array = as_map(ids).astype(np.int64)
-    if array.size and (array.min() < 0 or array.max() >= ID_LIMIT):
+def _check_range(ids: np.ndarray, what: str) -> None:
+    if ids.size and (ids.min() < 0 or ids.max() >= ID_LIMIT):
+        raise UserError(f"the {what} has segment ids {ids.min()} to {ids.max()}; they must be in 0 to {ID_LIMIT - 1}")
+
+
+def _check_unlisted(ids: np.ndarray) -> None:
+    """Pixels that are of no predicted segment must say so."""
+    unknown = ids[ids != VOID]
+    if len(unknown):
         raise UserError(
-            f"the {what} has segment ids {array.min()} to {array.max()}; they must be in 0 to {ID_LIMIT - 1}"
+            f"the prediction has pixels of segment {unknown.min()}, which its segments do not list; list every id"
         )
-    return array
 
 
-def _positions(ids: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where each value stands in the ascending `ids`, and whether it does."""
-    if len(ids) == 0:
-        return np.zeros(len(values), dtype=np.int64), np.zeros(len(values), dtype=bool)
-    position = np.minimum(np.searchsorted(ids, values), len(ids) - 1)
-    return position, ids[position] == values
-
-
-def _overlaps(
-    truth: _Segments, answer: _Segments, pair_true: np.ndarray, pair_pred: np.ndarray, counts: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Common pixels of each (true, predicted) pair of segments, and each predicted segment's pixels on void."""
-    true_position, is_true = _positions(truth.ids, pair_true)
-    pred_position, is_pred = _positions(answer.ids, pair_pred)
-    overlap = np.zeros((len(truth.ids), len(answer.ids)), dtype=np.int64)
-    both = is_true & is_pred
-    overlap[true_position[both], pred_position[both]] = counts[both]
-    void = is_pred & ~is_true
-    on_void = np.bincount(pred_position[void], weights=counts[void], minlength=len(answer.ids)).astype(np.int64)
-    return overlap, on_void
+def _positions(ids: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Where each value stands in the ascending `ids`; their number where it does not."""
+    count = len(ids)
+    if count == 0 or len(values) == 0:
+        return np.full(len(values), count, dtype=np.intp)
+    values = values.astype(np.int64)
+    size = max(int(ids[-1]), int(values.max())) + 1
+    if size <= TABLE_LIMIT:
+        table = np.full(size, count, dtype=np.intp)
+        table[ids] = np.arange(count)
+        return table[values]
+    position = np.searchsorted(ids, values)
+    position[np.append(ids, -1)[position] != values] = count
+    return position
 
 
 def semantic_segments(label_map: Any, ignore_label: int) -> tuple[np.ndarray, list[dict[str, Any]]]:

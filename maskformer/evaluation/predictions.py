@@ -17,6 +17,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from maskformer import distributed
+from maskformer.data.image_io import read_panoptic_ids
 from maskformer.errors import UserError
 
 PARTIAL = ".partial"
@@ -235,10 +236,12 @@ def write_panoptic_png(ids: np.ndarray, path: Path) -> None:
 
 
 def read_panoptic_png(path: Path) -> np.ndarray:
-    """(H, W) int32 segment ids of a panoptic PNG."""
-    with Image.open(path) as image:
-        colors = np.asarray(image.convert("RGB"), dtype=np.int32)
-    return colors[..., 0] + 256 * colors[..., 1] + 65536 * colors[..., 2]
+    """(H, W) int32 segment ids of a panoptic PNG.
+
+    Raises:
+        UserError: if it is missing, damaged, or no RGB image.
+    """
+    return read_panoptic_ids(path, "prediction")
 
 
 def write_png(colors: np.ndarray, path: Path) -> None:

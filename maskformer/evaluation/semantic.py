@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from maskformer.errors import UserError
-from maskformer.evaluation.arrays import as_map, mean_of
+from maskformer.evaluation.arrays import as_map, mean_of, pair_runs
 from maskformer.evaluation.base import DatasetEvaluator, check_size
-from maskformer.evaluation.panoptic_quality import PanopticQuality, semantic_segments
+from maskformer.evaluation.panoptic_quality import PanopticQuality
 from maskformer.evaluation.predictions import encode_label_map
 
 
@@ -49,18 +49,24 @@ class SemanticQuality:
         predicted, true = as_map(predicted), as_map(true)
         if predicted.shape != true.shape:
             raise UserError(f"the prediction is {_size(predicted)} but the truth {_size(true)}; they must be equal")
-        codes = self._positions(true, "truth") * (self.num_classes + 1) + self._positions(predicted, "prediction")
-        self.confusion += np.bincount(codes.reshape(-1), minlength=self.confusion.size).reshape(self.confusion.shape)
+        self.confusion += self.count(predicted, true)
         return self
 
+    def count(self, predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
+        """Pixels of one image by true and predicted class, (K+1, K+1) int64 as `confusion`, which stays as it is."""
+        run_true, run_pred, lengths = pair_runs(true, predicted)
+        rows, columns = self._positions(run_true, "truth"), self._positions(run_pred, "prediction")
+        size = self.num_classes + 1
+        pixels = np.bincount(rows * size + columns, weights=lengths, minlength=size * size)
+        return pixels.astype(np.int64).reshape(size, size)
+
     def _positions(self, labels: np.ndarray, what: str) -> np.ndarray:
-        """(H, W) int64 row or column of the confusion matrix."""
-        known = (labels >= 0) & (labels < self.num_classes)
+        """(R,) int64 row or column of the confusion matrix."""
         ignored = labels == self.ignore_label
-        if not (known | ignored).all():
-            wrong = int(labels[~(known | ignored)][0])
+        known = (labels >= 0) & (labels < self.num_classes) | ignored
+        if not known.all():
             raise UserError(
-                f"the {what} has label {wrong}, which is neither a class (0 to {self.num_classes - 1}) "
+                f"the {what} has label {int(labels[~known][0])}, which is neither a class (0 to {self.num_classes - 1}) "
                 f"nor the ignore label {self.ignore_label}; check the data set's classes and ignore label"
             )
         return np.where(ignored, self.num_classes, labels).astype(np.int64)
@@ -114,17 +120,18 @@ def _size(array: np.ndarray) -> str:
 
 class _Counted(NamedTuple):
     quality: SemanticQuality
-    stuff_quality: PanopticQuality
+    stuff_quality: PanopticQuality | None
 
 
 class SemSegEvaluator(DatasetEvaluator):
-    """mIoU and its relatives, PQ of stuff (every class one segment), and ``sem_seg_predictions.json``.
+    """mIoU and its relatives, PQ^St (every class of an image one segment), and ``sem_seg_predictions.json``.
 
     Args:
         class_names: K names.
         ignore_label: of the truth.
         dataset_ids: the data set's own id of each class, written to the file; None for 0..K-1.
         output_dir: where the predictions go; None writes none.
+        pq_stuff: whether to measure PQ^St, as ``PQ_st``.
     """
 
     name = "sem_seg"
@@ -136,10 +143,13 @@ class SemSegEvaluator(DatasetEvaluator):
         ignore_label: int,
         dataset_ids: Sequence[int] | None = None,
         output_dir: str | Path | None = None,
+        *,
+        pq_stuff: bool = True,
     ) -> None:
         super().__init__(output_dir)
         self.class_names = list(class_names)
         self.ignore_label = ignore_label
+        self.pq_stuff = pq_stuff
         self.dataset_ids = list(dataset_ids) if dataset_ids is not None else list(range(len(self.class_names)))
         self._start()
 
@@ -150,7 +160,7 @@ class SemSegEvaluator(DatasetEvaluator):
     def _nothing(self) -> _Counted:
         classes = len(self.class_names)
         quality = SemanticQuality(classes, self.ignore_label, self.class_names)
-        return _Counted(quality, PanopticQuality(dict.fromkeys(range(classes), False)))
+        return _Counted(quality, PanopticQuality(dict.fromkeys(range(classes), False)) if self.pq_stuff else None)
 
     def process_image(self, sample: Mapping[str, Any], result: Mapping[str, Any]) -> None:
         """Count one image: ``sem_seg`` (H, W) of the sample against ``sem_seg_labels`` (H, W) of the result."""
@@ -160,10 +170,7 @@ class SemSegEvaluator(DatasetEvaluator):
         else:
             predicted = as_map(self.need(result, "sem_seg", "result").argmax(0))
         check_size(sample, predicted.shape, true.shape)
-        self.quality.update(predicted, true)
-        self.stuff_quality.update(
-            *semantic_segments(predicted, self.ignore_label), *semantic_segments(true, self.ignore_label)
-        )
+        self.count(predicted, true)
         if self._file is not None:
             for label, segmentation in encode_label_map(predicted):
                 if label == self.ignore_label:
@@ -176,6 +183,13 @@ class SemSegEvaluator(DatasetEvaluator):
                     }
                 )
 
+    def count(self, predicted: np.ndarray, true: np.ndarray) -> None:
+        """Add one image of (H, W) labels."""
+        pixels = self.quality.count(predicted, true)
+        self.quality.confusion += pixels
+        if self.stuff_quality is not None:
+            self.stuff_quality.update_semantic(pixels)
+
     def partial(self) -> _Counted:
         """The counters of this process."""
         return _Counted(self.quality, self.stuff_quality)
@@ -185,11 +199,14 @@ class SemSegEvaluator(DatasetEvaluator):
         total = self._nothing()
         for part in partials:
             total.quality.merge(part.quality)
-            total.stuff_quality.merge(part.stuff_quality)
+            if total.stuff_quality is not None and part.stuff_quality is not None:
+                total.stuff_quality.merge(part.stuff_quality)
         result = total.quality.compute()
         headline = {key: value for key, value in result.items() if "-" not in key}
         classes = {key: value for key, value in result.items() if key not in headline}
-        return {**headline, "PQ_st": total.stuff_quality.compute()["PQ"], **classes}
+        if total.stuff_quality is not None:
+            headline["PQ_st"] = total.stuff_quality.compute()["PQ"]
+        return {**headline, **classes}
 
     def metric_names(self) -> list[str]:
         """See `finish`."""
