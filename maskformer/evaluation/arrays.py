@@ -52,7 +52,7 @@ def pair_runs(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.nda
         second: (H, W) integers.
 
     Returns:
-        (R,) value of the first and (R,) of the second map in each run, in the order of the rows, and (R,) int64 lengths.
+        (R,) value of the first and (R,) of the second map in each run, row by row, and (R,) int64 lengths.
     """
     one, other = first.reshape(-1), second.reshape(-1)
     if one.size == 0:

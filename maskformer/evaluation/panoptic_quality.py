@@ -109,7 +109,7 @@ class PanopticQuality:
     def update_semantic(self, pixels: np.ndarray) -> PanopticQuality:
         """Count one image in which every class is one segment; its categories are 0..K-1.
 
-        The same as `update` with `semantic_segments` of truth and prediction, from what `SemanticQuality` counts anyway.
+        As `update` with `semantic_segments` of truth and prediction, from what `SemanticQuality` counts anyway.
 
         Args:
             pixels: (K+1, K+1) pixels by true (row) and predicted (column) class; last those that have none.

@@ -66,7 +66,7 @@ class SemanticQuality:
         known = (labels >= 0) & (labels < self.num_classes) | ignored
         if not known.all():
             raise UserError(
-                f"the {what} has label {int(labels[~known][0])}, which is neither a class (0 to {self.num_classes - 1}) "
+                f"the {what} has label {labels[~known][0]}, which is neither a class (0 to {self.num_classes - 1}) "
                 f"nor the ignore label {self.ignore_label}; check the data set's classes and ignore label"
             )
         return np.where(ignored, self.num_classes, labels).astype(np.int64)
