@@ -21,6 +21,7 @@ REQUIREMENTS = [
     "rich>=13.0",
     "tensorboard>=2.15",
     "safetensors>=0.4",
+    "huggingface_hub>=0.25",  # hf:// addresses; timm needs it too
     "pycocotools>=2.0.7",
 ]
 

@@ -38,12 +38,12 @@ class WeightFile:
     """What a weight file holds.
 
     Attributes:
-        path: the file on this machine.
+        path: the file or folder on this machine, or the address of weights that are no file.
         tensors: its tensors on the CPU, under the names the file uses; they may be mapped from disk, read only.
         matching_heuristics: Detectron2's flag: names may lack their beginning (see `layouts.match_by_suffix`).
     """
 
-    path: Path
+    path: Path | str
     tensors: dict[str, Tensor]
     matching_heuristics: bool = False
 

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
+from maskformer.checkpoint.renaming import Rules, compile_rules, translate
 from maskformer.errors import UserError
 
 OURS = "network."
 PARTS = ("backbone", "pixel decoder", "head")
 BackboneKind = Literal["ResNet", "ResNet with a deep stem", "Swin", "other"]
 
-# {a}, {b}: the same number on both sides; {a+1}: one more than {a}; {*}: the rest of the name, unchanged.
+# Patterns as `renaming` explains them.
 _STAGES = (
     ("backbone.res{a+1}.{b}.shortcut.norm.{*}", "network.backbone.body.layer{a}.{b}.downsample.1.{*}"),
     ("backbone.res{a+1}.{b}.shortcut.{*}", "network.backbone.body.layer{a}.{b}.downsample.0.{*}"),
@@ -72,6 +73,11 @@ _PART_PREFIXES = {
     _DECODER: "pixel decoder",
     "network.head.": "head",
     "sem_seg_head.predictor": "head",
+    "model.pixel_level_module.encoder.": "backbone",
+    "model.pixel_level_module.decoder.": "pixel decoder",
+    "model.transformer_module.": "head",
+    "class_predictor.": "head",
+    "mask_embedder.": "head",
 }
 
 
@@ -83,6 +89,7 @@ class Family:
         title: how reports call it.
         mark: a name that begins like this shows the family.
         prefix: what its names lack in front, to become published names (or ours, if it begins with `OURS`).
+        renamed: pairs of patterns, for names that are spelled otherwise before the prefix is put in front.
         ignored: names that match are known to be of no use here.
         backbone_only: it fills a backbone; that the rest stays as initialised is no news.
     """
@@ -90,19 +97,40 @@ class Family:
     title: str
     mark: re.Pattern[str]
     prefix: str = ""
+    renamed: tuple[tuple[str, str], ...] = ()
     ignored: re.Pattern[str] = re.compile(r"(?!)")
     backbone_only: bool = False
 
+    def full_name(self, name: str) -> str:
+        """The published name (or ours) that a name of such a file stands for."""
+        return self.prefix + (translate(name, compile_rules(self.renamed)) or name)
+
 
 _CALCULATED = r".*\.num_batches_tracked|.*relative_position_index|.*attn_mask|criterion\..*|pixel_(mean|std)"
+# Names of these files are translated by `huggingface`, because one tensor of ours is three of theirs.
+HUGGING_FACE = Family(
+    "Hugging Face MaskFormer",
+    re.compile(r"(model\.)?pixel_level_module\."),
+    ignored=re.compile(rf"{_CALCULATED}|(model\.)?pixel_level_module\.encoder\.model\.layernorm\..*"),
+)
 FAMILIES = (
     Family("maskformer", re.compile(r"network\.")),
     Family("published MaskFormer", re.compile(r"(backbone|sem_seg_head)\."), ignored=re.compile(_CALCULATED)),
+    HUGGING_FACE,
     Family(
         "Detectron2 ResNet",
         re.compile(r"(stem\.conv1|res2\.0)\."),
         prefix="backbone.",
         ignored=re.compile(rf"{_CALCULATED}|(stem\.)?(fc|linear)\..*"),
+        backbone_only=True,
+    ),
+    Family(
+        "timm Swin",
+        # timm's stages begin with the merging of patches, those of the original end with it.
+        re.compile(r"layers\.3\.downsample\."),
+        prefix="backbone.",
+        renamed=(("layers.{a+1}.downsample.{*}", "layers.{a}.downsample.{*}"),),
+        ignored=re.compile(rf"{_CALCULATED}|(norm|head)\..*"),
         backbone_only=True,
     ),
     Family(
@@ -147,14 +175,14 @@ def part_of(name: str) -> str | None:
 
 def to_ours(name: str, kind: BackboneKind) -> str | None:
     """Our name for a published one, in a model with this kind of backbone; None if there is none."""
-    ours = _translate(_current_version(name), _rules(kind, False))
+    ours = translate(_current_version(name), _rules(kind, False))
     # A name that would not come back was matched by accident.
     return ours if ours is not None and to_published(ours, kind) == _current_version(name) else None
 
 
 def to_published(name: str, kind: BackboneKind) -> str | None:
     """The published name for one of ours; None if the published layout has none."""
-    return _translate(name, _rules(kind, True))
+    return translate(name, _rules(kind, True))
 
 
 def is_of_absent_stage(name: str, targets: Collection[str]) -> bool:
@@ -205,35 +233,6 @@ def match_by_suffix(wanted: Iterable[str], names: Collection[str]) -> dict[str, 
     return matched
 
 
-def _translate(name: str, rules: tuple[tuple[re.Pattern[str], str], ...]) -> str | None:
-    for pattern, template in rules:
-        if match := pattern.fullmatch(name):
-            return _fill(template, match.groupdict())
-    return None
-
-
-def _fill(template: str, values: Mapping[str, str]) -> str:
-    """Puts numbers and rest into a template; a number may have been read as itself or as one more."""
-
-    def fill(slot: re.Match[str]) -> str:
-        key, plus = slot[1], slot[2] or ""
-        if key == "*":
-            return values["rest"]
-        number = int(values[key]) if key in values else int(values[f"{key}_plus"]) - 1
-        return str(number + (1 if plus else 0))
-
-    return re.sub(r"\{([abc*])(\+1)?\}", fill, template)
-
-
 @cache
-def _rules(kind: BackboneKind, from_ours: bool) -> tuple[tuple[re.Pattern[str], str], ...]:
-    pairs = (*_BACKBONES[kind], *_AFTER_BACKBONE)
-    return tuple((_pattern(ours), published) if from_ours else (_pattern(published), ours) for published, ours in pairs)
-
-
-def _pattern(template: str) -> re.Pattern[str]:
-    text = re.escape(template).replace(re.escape("{*}"), r"(?P<rest>.+)")
-    for key in "abc":
-        text = text.replace(re.escape(f"{{{key}+1}}"), rf"(?P<{key}_plus>[1-9]\d*)")
-        text = text.replace(re.escape(f"{{{key}}}"), rf"(?P<{key}>\d+)")
-    return re.compile(text)
+def _rules(kind: BackboneKind, from_ours: bool) -> Rules:
+    return compile_rules((*_BACKBONES[kind], *_AFTER_BACKBONE), backwards=from_ours)

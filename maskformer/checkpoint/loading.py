@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from maskformer.checkpoint import layouts
-from maskformer.checkpoint.files import WeightFile, read_weight_file
+from maskformer.checkpoint.files import WeightFile
+from maskformer.checkpoint.huggingface import join_projections, our_names
 from maskformer.checkpoint.mismatch import likely_key, likely_keys_of_part
-from maskformer.checkpoint.remote import local_file
+from maskformer.checkpoint.resizing import as_map, can_resize, resize_table
+from maskformer.checkpoint.sources import open_weights
 from maskformer.errors import UserError
 
-_ENOUGH = 0.9
+ENOUGH = 0.9
 _NAMES_SHOWN = 4
 _CLASS_LAYERS = ("network.head.class_head.", "network.head.classifier.")
 _QUERIES = "network.head.query_positions.weight"
@@ -28,24 +30,26 @@ class LoadingReport:
     """What `load_weights` did.
 
     Attributes:
-        path: the file that was read.
+        path: the file (or folder, or address) that was read.
         family: the kind of file, as `layouts.Family.title`.
         loaded: our names that now hold the file's values.
         missing: our names, in parts of the model that the file is for, that it lacks; they keep their initial values.
         unexpected: the file's names that the model has no place for.
-        reshaped: our names of class layers whose number of classes differs: shape in the file, shape in the model. They
-            keep their initial values.
+        reshaped: our names of tensors whose shape differs: shape in the file, shape in the model. They keep their
+            initial values (class layers of another number of classes), unless they are `resized`.
+        resized: our names, among `reshaped`, of Swin's position tables, which hold the file's values interpolated.
         ignored: the file's names of calculated values, known to be of no use.
         parts: for each part of the model how many of its tensors were filled, and how many it has.
         not_finite: our names that were filled with values that are not all finite.
     """
 
-    path: Path
+    path: Path | str
     family: str
     loaded: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     reshaped: dict[str, tuple[Shape, Shape]] = field(default_factory=dict)
+    resized: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
     parts: dict[str, tuple[int, int]] = field(default_factory=dict)
     not_finite: list[str] = field(default_factory=list)
@@ -57,7 +61,14 @@ class LoadingReport:
             rest = "" if filled else ", stays as initialised"
             lines.append(f"  {part}: {filled} of {total} tensors filled{rest}")
         for name, (in_file, in_model) in self.reshaped.items():
-            lines.append(f"  initialised anew, classes differ: {name} {in_model} (file: {in_file})")
+            if name not in self.resized:
+                why = "classes differ" if _is_class_layer(name) else "shapes differ"
+                lines.append(f"  initialised anew, {why}: {name} {in_model} (file: {in_file})")
+        if self.resized:
+            first = self.resized[0]
+            in_file, in_model = self.reshaped[first]
+            others = f" and {len(self.resized) - 1} more" if len(self.resized) > 1 else ""
+            lines.append(f"  position tables resized: {first} {in_model} (file: {in_file}){others}")
         for title, names in (
             ("not in the file, stay as initialised", self.missing),
             ("in the file but not in the model", self.unexpected),
@@ -72,67 +83,82 @@ def read_state_dict(source: str | Path) -> dict[str, Tensor]:
     """The tensors of a weight file under the file's own names, on the CPU.
 
     Args:
-        source: path, ``https://`` URL or ``detectron2://X``.
+        source: anything that `sources.open_weights` reads.
 
     Raises:
         UserError: the file cannot be had, is damaged or holds more than numbers.
     """
-    return read_weight_file(local_file(source)).tensors
+    return open_weights(source).tensors
 
 
-def load_weights(model: nn.Module, path: str | Path, *, strict: bool = False) -> LoadingReport:
+def load_weights(model: nn.Module, path: str | Path, *, strict: bool = False, min_fit: float = ENOUGH) -> LoadingReport:
     """Fills a model with the weights of a file, of any family in `layouts.FAMILIES`.
 
     Nothing is copied before everything has been checked. A layer whose size follows the number of classes keeps its
-    initial values where that number differs, and the report says so.
+    initial values where that number differs, Swin's position tables are resized where window or image size differs, and
+    the report says so.
 
     Args:
         model: a meta-architecture, its weights under ``network.``.
-        path: path, ``https://`` URL or ``detectron2://X``.
-        strict: refuse a file that leaves anything of the model as initialised, has anything left over or holds values
-            that are not finite: what evaluation and prediction want.
+        path: anything that `sources.open_weights` reads: path, folder, ``https://``, ``detectron2://``, ``hf://``,
+            ``timm://``.
+        strict: refuse a file that leaves anything of the model as initialised, has anything left over, holds values
+            that are not finite, or whose position tables do not fit as they are: what evaluation and prediction want.
+        min_fit: refuse a file of which less than this share of a part fits the model, or of which less of the model's
+            part is filled. 0 takes whatever fits, also where shapes differ (``MODEL.WEIGHTS_MIN_FIT``).
 
     Raises:
         UserError: the file cannot be read, does not belong to this model, or (`strict`) does not fill it completely.
     """
-    file = read_weight_file(local_file(path))
+    file = open_weights(path, model)
     targets = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(layouts.OURS)}
-    family, sources, report = _assign(file, targets)
+    file, family, full_names = _recognise(file, targets)
+    sources, report = _assign(file, family, full_names, targets)
     different = _sort_shapes(file, sources, targets, report)
-    _check_parts(file, family, sources, targets, report)
-    if different:
+    _check_parts(file, family, full_names, sources, targets, report, min_fit)
+    if different and (min_fit > 0 or strict):
         raise UserError(_bad_shapes(file, different, sources, targets))
-    for name in report.loaded:
-        tensor = file.tensors[sources[name]]
+    values = {name: file.tensors[sources[name]] for name in (*report.loaded, *report.resized)}
+    for name, tensor in values.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             report.not_finite.append(name)
     if strict:
         _refuse_incomplete(report)
     with torch.no_grad():
-        for name in report.loaded:
-            targets[name].copy_(file.tensors[sources[name]])
+        for name, tensor in values.items():
+            targets[name].copy_(resize_table(name, as_map(name, tensor), tuple(targets[name].shape)))
     return report
 
 
-def _assign(file: WeightFile, targets: Mapping[str, Tensor]) -> tuple[layouts.Family, dict[str, str], LoadingReport]:
+def _recognise(file: WeightFile, targets: Mapping[str, Tensor]) -> tuple[WeightFile, layouts.Family, Mapping[str, str]]:
+    """What kind of file it is, with its tensors as we divide them, and each one's published name or ours."""
+    family = layouts.find_family(file.tensors)
+    if family is layouts.HUGGING_FACE:
+        file = replace(file, tensors=join_projections(file.tensors))
+        return file, family, our_names(file.tensors)
+    if family is not None:
+        return file, family, {name: family.full_name(name) for name in file.tensors}
+    if not file.matching_heuristics:
+        known = ", ".join(each.title for each in layouts.FAMILIES)
+        raise UserError(f"{file.path}: names such as {_some(list(file.tensors))} are of no known family ({known})")
+    kind = layouts.backbone_kind(targets)
+    published = (layouts.to_published(name, kind) for name in targets if not _is_counter(name))
+    by_suffix = layouts.match_by_suffix([name for name in published if name], file.tensors)
+    return file, layouts.HEURISTICS, {name: by_suffix.get(name, name) for name in file.tensors}
+
+
+def _assign(
+    file: WeightFile, family: layouts.Family, full_names: Mapping[str, str], targets: Mapping[str, Tensor]
+) -> tuple[dict[str, str], LoadingReport]:
     """Which name of the file goes to which of the model: our name → file name."""
     kind = layouts.backbone_kind(targets)
-    family = layouts.find_family(file.tensors)
-    by_suffix: dict[str, str] = {}
-    if family is None:
-        if not file.matching_heuristics:
-            known = ", ".join(each.title for each in layouts.FAMILIES)
-            raise UserError(f"{file.path}: names such as {_some(list(file.tensors))} are of no known family ({known})")
-        family = layouts.HEURISTICS
-        published = (layouts.to_published(name, kind) for name in targets if not _is_counter(name))
-        by_suffix = layouts.match_by_suffix([name for name in published if name], file.tensors)
     report = LoadingReport(file.path, family.title)
     sources: dict[str, str] = {}
     for name in file.tensors:
         if family.ignored.fullmatch(name):
             report.ignored.append(name)
             continue
-        full = by_suffix.get(name, family.prefix + name)
+        full = full_names[name]
         ours = full if full.startswith(layouts.OURS) else layouts.to_ours(full, kind)
         if ours is None or ours not in targets:
             report.unexpected.append(name)
@@ -140,7 +166,11 @@ def _assign(file: WeightFile, targets: Mapping[str, Tensor]) -> tuple[layouts.Fa
             raise UserError(f"{file.path} holds {ours} twice, as {sources[ours]} and {name}: remove one of them")
         else:
             sources[ours] = name
-    return family, sources, report
+    return sources, report
+
+
+def _is_class_layer(name: str) -> bool:
+    return name.startswith(_CLASS_LAYERS) or name == _QUERIES
 
 
 def _is_counter(name: str) -> bool:
@@ -151,17 +181,19 @@ def _is_counter(name: str) -> bool:
 def _sort_shapes(
     file: WeightFile, sources: Mapping[str, str], targets: Mapping[str, Tensor], report: LoadingReport
 ) -> list[str]:
-    """Shapes agree, or differ by the number of classes only; our names of all others are returned."""
-    shapes = {ours: tuple(file.tensors[name].shape) for ours, name in sources.items()}
+    """Shapes agree, or differ by the number of classes or positions only; our names of all others are returned."""
+    shapes = {ours: tuple(as_map(ours, file.tensors[name]).shape) for ours, name in sources.items()}
     different: list[str] = []
     for ours in targets:
         if ours not in sources:
             continue
         if shapes[ours] == tuple(targets[ours].shape):
             report.loaded.append(ours)
-        elif _follows_classes(ours, shapes, targets):
-            report.reshaped[ours] = (shapes[ours], tuple(targets[ours].shape))
-        else:
+            continue
+        report.reshaped[ours] = (shapes[ours], tuple(targets[ours].shape))
+        if can_resize(ours, *report.reshaped[ours]):
+            report.resized.append(ours)
+        elif not _follows_classes(ours, shapes, targets):
             different.append(ours)
     return different
 
@@ -189,16 +221,19 @@ def _follows_classes(name: str, shapes: Mapping[str, Shape], targets: Mapping[st
 def _check_parts(
     file: WeightFile,
     family: layouts.Family,
+    full_names: Mapping[str, str],
     sources: Mapping[str, str],
     targets: Mapping[str, Tensor],
     report: LoadingReport,
+    min_fit: float,
 ) -> None:
     """Counts what each part got, and refuses a file that fits a part badly."""
     places = {part: [name for name in targets if layouts.part_of(name) == part] for part in layouts.PARTS}
     leftover: dict[str | None, list[str]] = {}
     for name in report.unexpected:
-        if not layouts.is_of_absent_stage(family.prefix + name, targets):
-            leftover.setdefault(layouts.part_of(family.prefix + name), []).append(name)
+        full = full_names[name]
+        if not layouts.is_of_absent_stage(full, targets):
+            leftover.setdefault(layouts.part_of(full), []).append(name)
     if not sources:
         raise UserError(
             f"{file.path} ({family.title}) holds nothing that fits this model, only names such as "
@@ -207,7 +242,7 @@ def _check_parts(
     for part, names in places.items():
         wanted = [name for name in names if not _is_counter(name)]
         filled = [name for name in wanted if name in sources]
-        kept = [name for name in filled if name not in report.reshaped]
+        kept = [name for name in filled if name not in report.reshaped or name in report.resized]
         report.parts[part] = (len(kept), len(wanted))
         extra = leftover.get(part, [])
         if not filled and not extra:
@@ -215,7 +250,7 @@ def _check_parts(
                 report.missing.extend(wanted)
             continue
         absent = [name for name in wanted if name not in sources]
-        if len(filled) < _ENOUGH * len(wanted) or len(filled) < _ENOUGH * (len(filled) + len(extra)):
+        if len(filled) < min_fit * len(wanted) or len(filled) < min_fit * (len(filled) + len(extra)):
             raise UserError(_bad_fit(file, part, len(filled), absent, extra))
         report.missing.extend(absent)
 
@@ -250,7 +285,8 @@ def _refuse_incomplete(report: LoadingReport) -> None:
         ),
         ("the file lacks", report.missing),
         ("the model lacks", report.unexpected),
-        ("the number of classes differs in", list(report.reshaped)),
+        ("the number of classes differs in", [name for name in report.reshaped if name not in report.resized]),
+        ("MODEL.SWIN.WINDOW_SIZE or PRETRAIN_IMG_SIZE differs in", report.resized),
         ("values are not finite in", report.not_finite),
     )
     reasons = " and ".join(f"{title} {_some(names)}" for title, names in problems if names)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from maskformer.checkpoint.files import read_torch_file, recognise
-from maskformer.checkpoint.remote import local_file
+from maskformer.checkpoint.sources import local_source
 from maskformer.data.dataset import Metadata
 from maskformer.errors import UserError
 
+CONFIG_SECTION = "maskformer"
 _NEEDED = {"classes", "things", "colors", "ignore_label"}
 
 
@@ -18,14 +20,29 @@ def checkpoint_metadata(weights: str | Path) -> Metadata | None:
     """Names, things, colours and ignore label kept in a checkpoint of ours; None for weight files without them.
 
     Args:
-        weights: path, ``https://`` URL or ``detectron2://X``.
+        weights: anything that `sources.open_weights` reads.
 
     Raises:
         UserError: if the file cannot be had or is damaged.
     """
-    path = local_file(weights)
+    path = local_source(weights)
+    if path is None:
+        return None
+    if path.is_dir():
+        return metadata_in({"metadata": _kept_in_config(path / "config.json")}, path)
     content = read_torch_file(path, mapped=True) if recognise(path) == "torch" else None
     return metadata_in(content, path) if isinstance(content, Mapping) else None
+
+
+def _kept_in_config(path: Path) -> Any:
+    """What `integrations.huggingface` keeps of the classes in a ``config.json``; others only have names there."""
+    try:
+        section = json.loads(path.read_text(encoding="utf-8")).get(CONFIG_SECTION)
+    except OSError:
+        return None
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error}): download or copy it again") from error
+    return section
 
 
 def metadata_in(checkpoint: Mapping[str, Any], path: Path) -> Metadata | None:

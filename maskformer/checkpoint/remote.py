@@ -1,8 +1,17 @@
-"""From what a user writes in ``MODEL.WEIGHTS`` to a file on this machine."""
+"""From a path or an address to a file on this machine: downloads, the cache, and checksums.
+
+Beside each downloaded file lies its SHA-256 as ``<file>.sha256``, in the format of ``sha256sum``; a file that was
+damaged since is downloaded again. What an address promises (``#sha256=…``, or the digits at the end of the names on
+download.pytorch.org) must hold as well.
+"""
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import logging
 import os
+import re
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -11,13 +20,18 @@ from pathlib import Path, PurePosixPath
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from maskformer.checkpoint.files import atomic_write
+from maskformer.checkpoint.files import atomic_write, write_text
 from maskformer.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "MASKFORMER_CACHE"
 _SHORT = {"detectron2://": "https://dl.fbaipublicfiles.com/detectron2/"}
 _TIMEOUT_SECONDS = 30
 _BLOCK = 1 << 20
+_FRAGMENT = re.compile(r"sha256=([0-9a-fA-F]{64})")
+_DIGITS_IN_NAME = re.compile(r".*-([0-9a-f]{8,64})\.\w+")
+_HOSTS_WITH_DIGITS = ("download.pytorch.org",)
 
 # Published recipes name these files without saying where they come from. The originals are read as they are.
 _SWIN = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0/"
@@ -41,10 +55,12 @@ def local_file(source: str | Path) -> Path:
     """Finds the file that ``source`` means, and downloads a URL into the cache if it is not there yet.
 
     Args:
-        source: a path, an ``https://`` URL, or ``detectron2://X`` (Detectron2's public file store).
+        source: a path, an ``https://`` URL, or ``detectron2://X`` (Detectron2's public file store); addresses may end
+            in ``#sha256=<64 hexadecimal digits>``.
 
     Raises:
-        UserError: no such file, or the URL cannot be had; the message says which file to put where.
+        UserError: no such file, the URL cannot be had, or what is there is not what was promised; the message says
+            which file to put where.
     """
     text = str(source)
     if not text:
@@ -57,11 +73,66 @@ def local_file(source: str | Path) -> Path:
     url = urllib.parse.urlsplit(text)
     inside = PurePosixPath(urllib.parse.unquote(url.path).lstrip("/"))
     if url.scheme != "https" or not url.hostname or not inside.name or ".." in inside.parts:
-        raise UserError(f"{source} is not an address weights can be read from: use a file, https:// or detectron2://")
+        raise UserError(
+            f"{source} is not an address weights can be read from: use a file, https://, detectron2://, hf:// or timm://"
+        )
     path = cache_folder() / url.hostname / inside
-    if not path.is_file():
-        _download(text, path)
+    promised = _promised(url, source)
+    if path.is_file():
+        problem = _damage(path)
+        if not problem and sha256(path).startswith(promised):
+            return path
+        if not problem:
+            raise UserError(
+                f"{path} has SHA-256 {sha256(path)}, not the {promised} of {source}: delete it to download it again"
+            )
+        logger.warning("%s %s; it is downloaded again", path, problem)
+    _download(urllib.parse.urlunsplit(url._replace(fragment="")), path, promised)
     return path
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file as 64 hexadecimal digits; calculated once for each state of the file."""
+    state = path.stat()
+    return _sha256(path, state.st_size, state.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=32)
+def _sha256(path: Path, size: int, changed: int) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _promised(url: urllib.parse.SplitResult, source: str | Path) -> str:
+    """What the SHA-256 must begin with; "" if the address promises nothing."""
+    if url.fragment:
+        match = _FRAGMENT.fullmatch(url.fragment)
+        if match is None:
+            raise UserError(
+                f"{source} ends in #{url.fragment}: only #sha256= and 64 hexadecimal digits may stand there"
+            )
+        return match[1].lower()
+    digits = _DIGITS_IN_NAME.fullmatch(url.path) if url.hostname in _HOSTS_WITH_DIGITS else None
+    return digits[1] if digits else ""
+
+
+def _kept_sum(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _damage(path: Path) -> str:
+    """How a cached file differs from the one that was downloaded; "" if it does not, or if it was put there by hand."""
+    kept = _kept_sum(path)
+    try:
+        expected = kept.read_text(encoding="utf-8").split()[0] if kept.is_file() else ""
+    except (OSError, ValueError, IndexError):
+        return f"has an unreadable checksum {kept.name}"
+    if not expected or expected == sha256(path):
+        return ""
+    return "was damaged since it was downloaded (its SHA-256 is another)"
 
 
 def _existing(path: Path) -> Path:
@@ -80,11 +151,11 @@ def _existing(path: Path) -> Path:
     )
 
 
-def _download(url: str, path: Path) -> None:
+def _download(url: str, path: Path, promised: str) -> None:
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "maskformer"})
         with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:
-            _store(response, path)
+            _store(response, path, promised)
     except (urllib.error.URLError, HTTPException, ConnectionError, TimeoutError) as error:
         reason = getattr(error, "reason", None) or error
         raise UserError(
@@ -93,19 +164,25 @@ def _download(url: str, path: Path) -> None:
         ) from error
 
 
-def _store(response: HTTPResponse, path: Path) -> None:
+def _store(response: HTTPResponse, path: Path, promised: str) -> None:
+    """Writes what arrives; it appears under its name only when it is complete and what was promised."""
     length = response.headers.get("Content-Length")
     total = int(length) if length and length.isdigit() else None
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    received = 0
+    received, digest = 0, hashlib.sha256()
     with Progress(*columns, TimeRemainingColumn()) as progress, atomic_write(path) as file:
         task = progress.add_task(path.name, total=total)
         while block := _read(response):
             file.write(block)
+            digest.update(block)
             received += len(block)
             progress.update(task, completed=received)
         if total is not None and received != total:
             raise ConnectionError(f"the connection ended after {received} of {total} bytes")
+        if not digest.hexdigest().startswith(promised):
+            raise ConnectionError(f"what arrives has SHA-256 {digest.hexdigest()}, not {promised}")
+        # Before the file itself appears: a sum without its file is harmless, a stale one beside a new file is not.
+        write_text(_kept_sum(path), f"{digest.hexdigest()}  {path.name}\n")
 
 
 def _read(response: HTTPResponse) -> bytes:

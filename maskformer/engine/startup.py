@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from maskformer import distributed
 from maskformer.build import count_parameters
-from maskformer.checkpoint.remote import local_file
+from maskformer.checkpoint.sources import fetch_source
 from maskformer.data.checks import check_dataset_against_config
 from maskformer.data.dataset import Dataset
 from maskformer.data.recipes import build_recipe
@@ -151,7 +151,7 @@ def fetch_weights(cfg: Any) -> None:
         UserError: if there is no such file, or the address cannot be had.
     """
     if cfg.MODEL.WEIGHTS:
-        distributed.on_main(lambda: local_file(cfg.MODEL.WEIGHTS))
+        distributed.on_main(lambda: fetch_source(cfg.MODEL.WEIGHTS))
 
 
 def check_dataset(cfg: Any, dataset: Dataset, training: bool) -> None:

@@ -30,9 +30,10 @@ class TimmBackbone(Backbone):
         channels: channels of each map, finest first.
         strides: stride of each map.
         size_divisibility: what image sides should be a multiple of; 0: anything.
+        architecture: timm's name of the model, whose weights fit; "" for our own ResNets.
 
     Attributes:
-        channels, strides, size_divisibility: as above.
+        channels, strides, size_divisibility, architecture: as above.
     """
 
     body: Any
@@ -45,9 +46,11 @@ class TimmBackbone(Backbone):
         channels: Mapping[str, int],
         strides: Mapping[str, int],
         size_divisibility: int = 0,
+        architecture: str = "",
     ) -> None:
         super().__init__()
         self.body = body
+        self.architecture = architecture
         self.outputs = dict(outputs)
         self.channels = dict(channels)
         self.strides = dict(strides)
@@ -188,6 +191,7 @@ def make_timm_pyramid(
         channels={n: all_channels[i] for n, i in wanted.items()},
         strides={n: STRIDES[n] for n in wanted},
         size_divisibility=32,
+        architecture=name,
     )
     _check_sizes(backbone, name)
     return backbone

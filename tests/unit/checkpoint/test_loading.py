@@ -264,7 +264,6 @@ def test_files_of_other_models_are_refused_and_nothing_is_copied(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"MODEL__SWIN__WINDOW_SIZE": 4}, r"\(169, 1\) but the model's is \(49, 1\).*MODEL\.SWIN\.WINDOW_SIZE$"),
         ({"MODEL__SWIN__NUM_HEADS": (2, 2, 2, 4)}, r"MODEL\.SWIN\.NUM_HEADS$"),
         ({"MODEL__SWIN__EMBED_DIM": 16}, r"MODEL\.SWIN\.EMBED_DIM$"),
         ({"MODEL__SWIN__DEPTHS": (2, 2, 6, 2)}, r"another backbone.*MODEL\.SWIN\.DEPTHS"),
