@@ -25,7 +25,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "remedy"), [("trian", "did you mean 'train'?"), ("xyz", "use one of train, eval, demo")]
+    ("word", "remedy"), [("trian", "did you mean 'train'?"), ("xyz", f"use one of {', '.join(cli.COMMANDS)}")]
 )
 def test_unknown_command(word: str, remedy: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([word]) == 2

@@ -35,10 +35,10 @@ ALLOWED: dict[str, set[str]] = {
     "predictor": BELOW_ENGINE,
     "preflight": BELOW_ENGINE,
     "export": BELOW_ENGINE,
-    "analysis": BELOW_ENGINE,
+    "analysis": BELOW_ENGINE | {"engine"},
 }
 # Commands and integrations may import every room; nothing imports them.
-TOP = {"cli", "demo", "integrations"}
+TOP = {"analyze", "cli", "demo", "integrations", "model_zoo"}
 # The package itself only names its version and looks its public names up when they are asked for.
 PACKAGE_ROOM = ""
 
