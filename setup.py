@@ -37,7 +37,10 @@ EXTRAS = {
         "types-PyYAML",
         # Compared with in tests; never needed to train or predict.
         "transformers>=4.50",
+        "h5py>=3.10",
     ],
+    # Reads the label files of COCO-Stuff-10k, once, while they are prepared.
+    "prepare": ["h5py>=3.10"],
     "export": ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.2"],
     "docs": ["sphinx>=7.0", "myst-parser>=3.0", "furo>=2024.1.29"],
     "app": ["gradio>=5.0"],

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import logging
 import os
-import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ from yacs.config import CfgNode
 
 from maskformer.data import labels
 from maskformer.data.dataset import Dataset, Metadata, Record
+from maskformer.data.progress import progress
 from maskformer.data.workers import SampleSource, build_worker_loader, checked
 from maskformer.errors import UserError
 
@@ -27,7 +25,6 @@ logger = logging.getLogger(__name__)
 
 CACHE = "class_presence.npz"
 IMAGES_PER_TASK = 32
-SECONDS_BETWEEN_LINES = 5.0
 
 
 def build_class_presence(
@@ -125,35 +122,11 @@ def _read_label_files(cfg: CfgNode, records: Sequence[Record], metadata: Metadat
     tasks = [keys[i : i + IMAGES_PER_TASK] for i in range(0, len(keys), IMAGES_PER_TASK)]
     loader = build_worker_loader(cfg, SampleSource([(records, ClassReader(metadata))], seed=0), tasks)
     classes: list[np.ndarray] = []
-    with _progress(f"{metadata.name}: reading label files", len(records)) as report:
+    with progress(f"{metadata.name}: reading label files", len(records)) as report:
         for several in loader:  # its iterator has no name, so that an error ends the workers at once
             classes += checked(several)
             report(len(classes))
     return _pairs(classes)
-
-
-@contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """What is to be told how much is done; shows a bar on a terminal, else a log line every few seconds."""
-    if sys.stdout.isatty():
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn()
-        with Progress(*columns, transient=True) as bar:
-            task = bar.add_task(what, total=total)
-            yield lambda done: bar.update(task, completed=done)
-        return
-    start = last_line = time.perf_counter()
-
-    def report(done: int) -> None:
-        nonlocal last_line
-        now = time.perf_counter()
-        if now - last_line >= SECONDS_BETWEEN_LINES:
-            last_line = now
-            left = datetime.timedelta(seconds=int((now - start) / done * (total - done)))
-            logger.info("%s: %d/%d ETA=%s", what, done, total, left)
-
-    yield report
 
 
 # ------------------------------------------------------------------ what a resumed run need not read again

@@ -57,7 +57,9 @@ def test_requirements(built: Path) -> None:
     assert {"torch", "timm", "scipy", "yacs"} <= names
     # Detectron2 pins iopath: it must stay out of our own requirements, and Detectron2 itself out of all.
     assert not {"iopath", "fvcore", "transformers"} & names
-    assert {extra.partition("]")[0] for extra in extras} == {"test", "export", "docs", "app", "wandb", "detectron2"}
+    assert {extra.partition("]")[0] for extra in extras} == {
+        *("test", "export", "docs", "app", "wandb", "detectron2", "prepare"),
+    }
     assert "\ndetectron2" not in text
     info = (built / "maskformer.egg-info" / "PKG-INFO").read_text()
     assert f"Version: {maskformer.__version__}\n" in info

@@ -13,7 +13,7 @@ from PIL import Image
 
 from maskformer import distributed
 from maskformer.config import get_cfg
-from maskformer.data import build_train_loader, class_presence, labels
+from maskformer.data import build_train_loader, labels, progress
 from maskformer.data.class_presence import CACHE, build_class_presence
 from maskformer.data.dataset import Dataset
 from maskformer.data.repeat_factors import build_repeat_factors, repeat_factors
@@ -205,7 +205,7 @@ def test_notes_that_cannot_be_written_are_no_error(
 
 def test_time_left_is_said(make_cfg: Make, make_metadata: Make, tmp_path: Path, caplog: Any, monkeypatch: Any) -> None:
     caplog.set_level("INFO")
-    monkeypatch.setattr(class_presence, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
     held(make_cfg(OUTPUT_DIR=str(tmp_path)), label_set(tmp_path / "set", make_metadata(3), [[0]] * 40))
     assert "toy: reading label files: 32/40 ETA=0:00:00" in caplog.text
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)

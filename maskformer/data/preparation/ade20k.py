@@ -1,0 +1,111 @@
+"""ADE20K's raw annotations (0 = other, 1..150) → label maps (0..149, 255 = ignored)."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from maskformer.data import image_io
+from maskformer.data.datasets import ade20k
+from maskformer.data.datasets.files import pair_files
+from maskformer.data.preparation import files, runner
+from maskformer.data.preparation.command import build_parser, run_command
+from maskformer.errors import UserError
+
+OFFICIAL = {"train": 20210, "val": 2000}
+NUM_CLASSES = 150
+_DESCRIPTION = """\
+ADE20K (150 classes), semantic: writes ADEChallengeData2016/annotations_detectron2 from annotations."""
+
+
+class Item(NamedTuple):
+    """One picture."""
+
+    image: Path
+    raw: Path
+    target: Path
+
+
+@dataclass(frozen=True)
+class LabelMaps:
+    """Raw annotation → label map."""
+
+    def finished(self, item: Item) -> bool | None:
+        """True if the label map is whole and of the image's size."""
+        return files.is_whole(item.target, image_io.image_size(item.image)) or None
+
+    def make(self, item: Item) -> bool:
+        """Writes the label map."""
+        raw = read_raw(item.image, item.raw)
+        files.write_label_map(raw - np.uint8(1), item.target)  # 0 becomes 255
+        return True
+
+
+def read_raw(image: Path, path: Path) -> np.ndarray:
+    """The (H, W) uint8 raw annotation of an image.
+
+    Raises:
+        UserError: if it is missing, damaged, of another size, or holds anything but 0..150.
+    """
+    raw = image_io.read_label_map(path, "annotation")
+    files.check_same_size(image, raw.shape, path, "annotation")
+    if int(raw.max(initial=0)) > NUM_CLASSES:
+        raise UserError(
+            f"annotation {str(path)!r} holds {int(raw.max())}, but ADE20K's raw annotations hold 0..{NUM_CLASSES}: "
+            "unpack the download again"
+        )
+    return raw.astype(np.uint8)
+
+
+def pictures(root: Path, split: str, target: str) -> list[Item]:
+    """Every image of a split with its raw annotation and the file to be made of it.
+
+    Args:
+        root: of ADEChallengeData2016.
+        split: ``train`` or ``val``.
+        target: folder below `root`.
+
+    Raises:
+        UserError: if a folder or an annotation is missing.
+    """
+    images = files.require(root / "images" / ade20k.FOLDERS[split], ade20k.DOWNLOAD)
+    raw = files.require(root / "annotations" / ade20k.FOLDERS[split], ade20k.DOWNLOAD)
+    found = files.stems(images, ".jpg")
+    records = pair_files(found, files.stems(raw, ".png"), root.name, str(images), str(raw), ade20k.DOWNLOAD)
+    return [
+        Item(found[r["image_id"]], Path(r["sem_seg_file_name"]), root / target / f"{r['image_id']}.png")
+        for r in records
+    ]
+
+
+def prepare(root: Path, splits: Sequence[str], *, workers: int, overwrite: bool = False) -> None:
+    """Writes the label maps of these splits.
+
+    Args:
+        root: folder of all data sets.
+        splits: of ``train``, ``val``.
+        workers: processes.
+        overwrite: write also what is there.
+
+    Raises:
+        UserError: if something is missing or damaged, or cannot be written.
+    """
+    for split in splits:
+        name = f"ade20k_sem_seg_{split}"
+        items = pictures(root / ade20k.FOLDER, split, f"annotations_detectron2/{ade20k.FOLDERS[split]}")
+        outcome = runner.run(LabelMaps(), items, what=f"label maps of {name}", workers=workers, overwrite=overwrite)
+        runner.verify(name, [item.target for item in items], outcome, official=OFFICIAL[split])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command ``datasets/prepare_ade20k_sem_seg.py``; returns its exit code."""
+
+    def work(arguments: argparse.Namespace) -> None:
+        prepare(arguments.root, arguments.splits, workers=arguments.workers, overwrite=arguments.overwrite)
+
+    return run_command(build_parser(_DESCRIPTION, list(OFFICIAL)), work, argv)

@@ -1,0 +1,67 @@
+"""What the scripts in ``datasets/`` have in common: arguments, messages, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from maskformer.data.dataset import datasets_root
+from maskformer.data.preparation.runner import default_workers
+from maskformer.errors import UserError
+
+INTERRUPTED = 130
+
+Prepare = Callable[[argparse.Namespace], None]
+
+
+def build_parser(description: str, splits: Sequence[str]) -> argparse.ArgumentParser:
+    """The arguments that every preparation takes.
+
+    Args:
+        description: what is made from what.
+        splits: of the data set.
+    """
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog="What an earlier run has finished is checked and kept, so an interrupted run goes on where it was.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--root", type=Path, help="folder of all data sets (default: $DETECTRON2_DATASETS, else ./datasets)"
+    )
+    parser.add_argument("--splits", nargs="+", choices=splits, default=list(splits), help="parts to do (default: all)")
+    parser.add_argument("--workers", type=int, default=default_workers(), help="processes (default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="make also what is there already")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def run_command(parser: argparse.ArgumentParser, prepare: Prepare, argv: Sequence[str] | None = None) -> int:
+    """Runs a preparation.
+
+    Args:
+        parser: of `build_parser`, perhaps with more arguments.
+        prepare: takes the arguments; ``root`` is a folder.
+        argv: arguments after the program's name; None takes those of the process.
+
+    Returns:
+        Exit code: 0, 2 if something is missing or damaged, 130 after Ctrl-C.
+    """
+    arguments = parser.parse_args(argv)
+    arguments.root = (arguments.root or datasets_root()).expanduser()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+    try:
+        prepare(arguments)
+    except UserError as error:
+        if arguments.debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C; the same command goes on from here", file=sys.stderr)  # noqa: T201
+        return INTERRUPTED
+    return 0

@@ -1,0 +1,196 @@
+"""Many files made from others: in parallel, resumable, shown while it goes on, and counted at the end."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from maskformer.data.progress import progress
+from maskformer.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item", contravariant=True)
+Result = TypeVar("Result", covariant=True)
+R = TypeVar("R")
+
+MOST_FAILURES = 10
+"""After so many files that cannot be made, the others are not tried: the disk is full, or none of them can be read."""
+
+
+class Step(Protocol[Item, Result]):
+    """What is done with each item of a preparation, in any process and order."""
+
+    def finished(self, item: Item) -> Result | None:
+        """The result of an item whose files are there and whole, as an earlier run left them; else None."""
+
+    def make(self, item: Item) -> Result:
+        """Makes the files of an item, none of which ever exists half-written.
+
+        Raises:
+            UserError: if an input is missing or damaged, or a file cannot be written.
+        """
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[R]):
+    """What became of all items.
+
+    Attributes:
+        results: of the items, in their order.
+        made: how many were made now.
+        kept: how many an earlier run had made.
+    """
+
+    results: list[R]
+    made: int
+    kept: int
+
+
+@dataclass(frozen=True)
+class _Done:
+    result: Any
+    made: bool
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """A `UserError` on its way out of a worker."""
+
+    message: str
+
+
+def run(step: Step[Any, R], items: Sequence[Any], *, what: str, workers: int, overwrite: bool = False) -> Outcome[R]:
+    """Makes what is not there yet.
+
+    Args:
+        step: what is done with each item; pickled once for each worker.
+        items: picklable.
+        what: is made, named in progress and errors.
+        workers: processes; 1 works in this one.
+        overwrite: make also what is there.
+
+    Raises:
+        UserError: if some items cannot be made: the others are made all the same, up to `MOST_FAILURES`.
+    """
+    done: dict[int, _Done] = {}
+    failures: dict[int, str] = {}
+    with progress(what, len(items)) as report, _results(step, items, workers, overwrite) as results:
+        for index, result in results:
+            if isinstance(result, _Failure):
+                failures[index] = result.message
+            else:
+                done[index] = result
+            report(len(done) + len(failures))
+            if len(failures) >= MOST_FAILURES:
+                break
+    if failures:
+        raise UserError(_sentence(failures, what, len(done)))
+    ordered = [done[index] for index in range(len(items))]
+    made = sum(one.made for one in ordered)
+    return Outcome([one.result for one in ordered], made, len(ordered) - made)
+
+
+def _sentence(failures: dict[int, str], what: str, done: int) -> str:
+    first = failures[min(failures)]
+    others = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
+    return f"{first}{others}; {done} {what} are finished, and running the same command again makes the others"
+
+
+# ------------------------------------------------------------------ processes
+_Results = Iterator[tuple[int, Any]]
+
+
+@contextmanager
+def _results(step: Step[Any, Any], items: Sequence[Any], workers: int, overwrite: bool) -> Iterator[_Results]:
+    """Index and result of each item, as they come; what has not begun when the block ends is dropped."""
+    if workers <= 1 or len(items) < 2:
+        yield ((index, _one(step, item, overwrite)) for index, item in enumerate(items))
+        return
+    pool = ProcessPoolExecutor(min(workers, len(items)), initializer=_remember, initargs=(step, overwrite))
+    try:
+        yield _completed(pool, items)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _completed(pool: ProcessPoolExecutor, items: Sequence[Any]) -> _Results:
+    futures = {pool.submit(_one_remembered, item): index for index, item in enumerate(items)}
+    try:
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker process was ended from outside, probably because memory ran out: run the command again with "
+            "fewer --workers, and it goes on from here"
+        ) from error
+
+
+_remembered: tuple[Step[Any, Any], bool] | None = None
+
+
+def _remember(step: Step[Any, Any], overwrite: bool) -> None:
+    """Runs once in each worker."""
+    global _remembered
+    _remembered = step, overwrite
+
+
+def _one_remembered(item: Any) -> _Done | _Failure:
+    assert _remembered is not None
+    return _one(_remembered[0], item, _remembered[1])
+
+
+def _one(step: Step[Any, Any], item: Any, overwrite: bool) -> _Done | _Failure:
+    try:
+        kept = None if overwrite else step.finished(item)
+        return _Done(kept, False) if kept is not None else _Done(step.make(item), True)
+    except UserError as error:
+        return _Failure(str(error))
+
+
+# ------------------------------------------------------------------ the end
+def verify(
+    name: str, targets: Sequence[Path], outcome: Outcome[Any], *, official: int, kind: str = "label maps"
+) -> None:
+    """Looks whether everything is there and says how much it is; removes what killed runs left half-written.
+
+    Args:
+        name: of the data set.
+        targets: the files that there must be.
+        outcome: of the run that made them.
+        official: how many there are in the complete data set; another number is a warning, since parts of a data set
+            are of use too.
+        kind: what the files are.
+
+    Raises:
+        UserError: if one of them is not there.
+    """
+    listings = {folder: {path.name for path in folder.iterdir()} for folder in {path.parent for path in targets}}
+    missing = [path for path in targets if path.name not in listings[path.parent]]
+    if missing:
+        raise UserError(
+            f"{len(missing)} {kind} of {name} have gone again, such as {str(missing[0])!r}: find out what removes "
+            "them, and run the command again"
+        )
+    for folder, names in listings.items():
+        for leftover in names:
+            if leftover.startswith(".") and leftover.endswith(".tmp"):
+                (folder / leftover).unlink(missing_ok=True)
+    where = os.path.commonpath([str(folder) for folder in listings])
+    logger.info("%s: %d %s in %s (%d made, %d kept)", name, len(targets), kind, where, outcome.made, outcome.kept)
+    if len(targets) != official:
+        logger.warning("%s: the complete data set has %d %s, not %d", name, official, kind, len(targets))
+
+
+def default_workers() -> int:
+    """As many processes as this one may use cores."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
