@@ -14,13 +14,11 @@ from maskformer.errors import UserError
 class Unread(NamedTuple):
     """A published key without effect.
 
-    Its default is ``values[0]``, ``values`` are all that it may have. A ``free`` one may have any value: it
-    only refines another key, which is refused.
+    Its default is ``values[0]``, ``values`` are all that it may have.
     """
 
     values: tuple[Any, ...]
-    remedy: str = ""
-    free: bool = False
+    remedy: str
 
 
 UNREAD: dict[str, Unread] = {
@@ -53,11 +51,6 @@ UNREAD: dict[str, Unread] = {
     "SOLVER.BIAS_LR_FACTOR": Unread((1.0,), "leave it out, biases share the learning rate of their layer"),
     "SOLVER.WEIGHT_DECAY_BIAS": Unread((None,), "leave it out, biases share SOLVER.WEIGHT_DECAY"),
     "TEST.DETECTIONS_PER_IMAGE": Unread((100,), "set MODEL.MASK_FORMER.NUM_OBJECT_QUERIES"),
-    # Test-time augmentation is not there; its settings say nothing while it is off.
-    "TEST.AUG.ENABLED": Unread((False,), "evaluate at one scale, test-time augmentation is not supported"),
-    "TEST.AUG.MIN_SIZES": Unread(([400, 500, 600, 700, 800, 900, 1000, 1100, 1200],), free=True),
-    "TEST.AUG.MAX_SIZE": Unread((4000,), free=True),
-    "TEST.AUG.FLIP": Unread((True,), free=True),
     # Results that a run must reach.
     "TEST.EXPECTED_RESULTS": Unread(([],), "compare OUTPUT_DIR/metrics.json yourself"),
 }
@@ -75,6 +68,6 @@ def check_unread(values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
     """
     for key, unread in UNREAD.items():
         value = values[key]
-        if not unread.free and value not in unread.values:
+        if value not in unread.values:
             allowed = " or ".join(repr(allowed) for allowed in unread.values)
             raise UserError(f"{origins.get(key, '')}{key} is {value!r} but may only be {allowed}: {unread.remedy}")

@@ -184,6 +184,13 @@ TEST: dict[str, Any] = {
     "EVAL_PERIOD": 0,  # iterations between evaluations; 0: only at the end. Published.
     "IMS_PER_BATCH": 1,  # images per evaluation step; only equal sizes share one. Ours.
     "PICTURES": 4,  # truth | prediction pictures that each evaluation saves, >= 0. Ours.
+    "PQ_STUFF": True,  # also measure PQ^St of semantic results: each class of an image is one segment. Ours.
+    "AUG": {
+        "ENABLED": False,  # the last evaluation also averages semantic scores over scales and mirrors. Published.
+        "MIN_SIZES": [400, 500, 600, 700, 800, 900, 1000, 1100, 1200],  # shorter sides in pixels. Published.
+        "MAX_SIZE": 4000,  # limit of the longer side in pixels. Published.
+        "FLIP": True,  # each size mirrored too. Published.
+    },
 }
 
 DEFAULTS: dict[str, Any] = {

@@ -78,6 +78,11 @@ def validate_values(values: Mapping[str, Any], origins: Mapping[str, str]) -> No
     _check_input(checker)
     _check_solver(checker)
     _check_sampler(checker)
+    if values["TEST.AUG.ENABLED"] and not values["MODEL.MASK_FORMER.TEST.SEMANTIC_ON"]:
+        checker.refuse(
+            "TEST.AUG.ENABLED",
+            " but averages semantic scores, and MODEL.MASK_FORMER.TEST.SEMANTIC_ON is False: switch one of them",
+        )
 
 
 def _check_model(cfg: _Checker) -> None:

@@ -26,7 +26,9 @@ from maskformer.engine.startup import check_dataset, fetch_weights
 from maskformer.errors import UserError
 from maskformer.evaluation import (
     PictureSaver,
+    build_augmented_model,
     build_evaluators,
+    check_augmentation,
     flatten_results,
     format_results,
     inference_on_dataset,
@@ -34,6 +36,9 @@ from maskformer.evaluation import (
 )
 
 logger = logging.getLogger(__name__)
+
+AUGMENTED_PREFIX = "TTA/"
+"""Begins the names of scores under test-time augmentation."""
 
 
 def check_test_sets(cfg: Any, datasets: Sequence[Dataset], trained: Metadata | None) -> None:
@@ -49,6 +54,7 @@ def check_test_sets(cfg: Any, datasets: Sequence[Dataset], trained: Metadata | N
     """
     for dataset in datasets:
         check_dataset(cfg, dataset, training=False)
+        check_augmentation(cfg, dataset.metadata)
         if trained is not None:
             check_test_classes(trained, dataset.metadata)
 
@@ -71,7 +77,11 @@ def check_metric(cfg: Any, datasets: Sequence[Dataset]) -> None:
 
 
 def evaluate(
-    cfg: Any, model: torch.nn.Module, datasets: Sequence[Dataset], folder_name: str = "inference"
+    cfg: Any,
+    model: torch.nn.Module,
+    datasets: Sequence[Dataset],
+    folder_name: str = "inference",
+    tasks: Sequence[str] | None = None,
 ) -> Evaluation:
     """Evaluate the present weights on every test set, print tables and save pictures.
 
@@ -82,6 +92,7 @@ def evaluate(
         model: to evaluate.
         datasets: of ``DATASETS.TEST``; the same objects each time, so that each is listed once in a run.
         folder_name: where files go in ``OUTPUT_DIR``.
+        tasks: see `build_evaluators`.
 
     Returns:
         Scores and pictures; names start with the data set's where there are several, as in Detectron2.
@@ -89,7 +100,7 @@ def evaluate(
     scores: dict[str, float] = {}
     pictures: dict[str, Path] = {}
     for dataset in datasets:
-        results, saved = evaluate_dataset(cfg, model, dataset, folder_name)
+        results, saved = evaluate_dataset(cfg, model, dataset, folder_name, tasks)
         prefix = f"{dataset.metadata.name}/" if len(datasets) > 1 else ""
         scores.update({prefix + key: value for key, value in flatten_results(results).items()})
         pictures.update({prefix + picture: path for picture, path in saved.items()})
@@ -104,15 +115,37 @@ def evaluate_all(
     if average is None:
         return own
     logger.info("the same with the moving average of the weights:")
-    averaged = evaluate(cfg, average, datasets, "inference_ema")
-    scores, pictures = dict(own.scores), dict(own.pictures)
-    scores.update({EMA_PREFIX + name: score for name, score in averaged.scores.items()})
-    pictures.update({EMA_PREFIX + name: path for name, path in averaged.pictures.items()})
-    return Evaluation(scores, pictures)
+    return own.joined(evaluate(cfg, average, datasets, "inference_ema").named(EMA_PREFIX))
+
+
+def evaluate_augmented(
+    cfg: Any, model: torch.nn.Module, average: torch.nn.Module | None, datasets: Sequence[Dataset]
+) -> Evaluation:
+    """As `evaluate_all` with test-time augmentation, for the end of a run, as published; names start with ``TTA/``.
+
+    Only semantic segmentation is measured; files go to ``inference_TTA``. Nothing without ``TEST.AUG.ENABLED``.
+    """
+    found = Evaluation({}, {})
+    settings = cfg.TEST.AUG
+    if not settings.ENABLED:
+        return found
+    mirrored = " and mirrored" if settings.FLIP else ""
+    for weights, prefix, folder_name in ((model, "", "inference_TTA"), (average, EMA_PREFIX, "inference_ema_TTA")):
+        if weights is None:
+            continue
+        what = "the moving average of the weights" if prefix else "these weights"
+        logger.info("%s with test-time augmentation, at %d sizes%s:", what, len(settings.MIN_SIZES), mirrored)
+        augmented = evaluate(cfg, build_augmented_model(cfg, weights), datasets, folder_name, ("sem_seg",))
+        found = found.joined(augmented.named(prefix + AUGMENTED_PREFIX))
+    return found
 
 
 def evaluate_dataset(
-    cfg: Any, model: torch.nn.Module, dataset: Dataset, folder_name: str = "inference"
+    cfg: Any,
+    model: torch.nn.Module,
+    dataset: Dataset,
+    folder_name: str = "inference",
+    tasks: Sequence[str] | None = None,
 ) -> tuple[dict[str, dict[str, float]], Mapping[str, Path]]:
     """Evaluate the present weights on one data set and print tables.
 
@@ -121,7 +154,7 @@ def evaluate_dataset(
     """
     distributed.broadcast_buffers(model)
     loader = build_test_loader(cfg, dataset, rank=distributed.rank(), world_size=distributed.world_size())
-    evaluators = build_evaluators(cfg, loader.metadata, cfg.OUTPUT_DIR, folder_name=folder_name)
+    evaluators = build_evaluators(cfg, loader.metadata, cfg.OUTPUT_DIR, folder_name=folder_name, tasks=tasks)
     results = inference_on_dataset(model, loader, evaluators)
     logger.info("\n%s", format_results(results, loader.metadata))
     pictures = {
@@ -172,6 +205,7 @@ def evaluate_only(cfg: Any, config_text: str, resumption: Resumption | None) -> 
             logger.info("%s", load_weights(model, weights, strict=True).summary())
         average = averaged_model(cfg, model, resumption)
     evaluation = evaluate_all(cfg, model, average, datasets)
+    evaluation = evaluation.joined(evaluate_augmented(cfg, model, average, datasets))
     if not distributed.is_main():
         return
     path = folder / "inference" / "results.json"

@@ -176,6 +176,15 @@ class Evaluation(NamedTuple):
     scores: Mapping[str, float]
     pictures: Mapping[str, Path]
 
+    def named(self, prefix: str) -> Evaluation:
+        """The same with names that start with `prefix`."""
+        scores = {prefix + name: score for name, score in self.scores.items()}
+        return Evaluation(scores, {prefix + name: path for name, path in self.pictures.items()})
+
+    def joined(self, other: Evaluation) -> Evaluation:
+        """This and, after it, another one."""
+        return Evaluation({**self.scores, **other.scores}, {**self.pictures, **other.pictures})
+
 
 class EvaluationHook(Hook):
     """Evaluates every `period` steps and after the last one.
@@ -185,6 +194,7 @@ class EvaluationHook(Hook):
         evaluate: evaluates the present weights.
         log: where scores and pictures go.
         watchers: called with the trainer and the scores of every evaluation; they may stop the run.
+        finish: what is measured after the last step only, besides; None for nothing.
     """
 
     def __init__(
@@ -193,11 +203,13 @@ class EvaluationHook(Hook):
         evaluate: Callable[[], Evaluation],
         log: MetricsLog,
         watchers: Sequence[Callable[[Trainer, Mapping[str, float]], None]] = (),
+        finish: Callable[[], Evaluation] | None = None,
     ) -> None:
         self.period = period
         self.evaluate = evaluate
         self.log = log
         self.watchers = watchers
+        self.finish = finish
         self._evaluated = -1
 
     def after_step(self, trainer: Trainer) -> None:
@@ -206,19 +218,31 @@ class EvaluationHook(Hook):
             self.run(trainer)
 
     def after_train(self, trainer: Trainer) -> None:
-        """Evaluate the final weights, unless a run that stopped early has just done so."""
+        """Evaluate the final weights, but only what is left if a run that stopped early has just done so."""
+        last = [] if self.finish is None else [self.finish]
         if self._evaluated != trainer.iteration:
-            self.run(trainer)
+            self.run(trainer, last)
+        elif last:
+            self._write(trainer, self._measure(trainer, last))
 
-    def run(self, trainer: Trainer) -> None:
-        """Evaluate and write the scores; training continues as if nothing had happened."""
-        with preserved_rng():
-            evaluation = self.evaluate()
-        trainer.model.train()
+    def run(self, trainer: Trainer, more: Sequence[Callable[[], Evaluation]] = ()) -> None:
+        """Evaluate and write the scores, of `more` too; training continues as if nothing had happened."""
+        evaluation = self._measure(trainer, [self.evaluate, *more])
         self._evaluated = trainer.iteration
+        self._write(trainer, evaluation)
+        for watch in self.watchers:
+            watch(trainer, evaluation.scores)
+
+    def _measure(self, trainer: Trainer, measures: Sequence[Callable[[], Evaluation]]) -> Evaluation:
+        found = Evaluation({}, {})
+        with preserved_rng():
+            for measure in measures:
+                found = found.joined(measure())
+        trainer.model.train()
+        return found
+
+    def _write(self, trainer: Trainer, evaluation: Evaluation) -> None:
         if evaluation.scores:
             self.log.write(Record(trainer.iteration, dict(evaluation.scores)))
         for name, path in evaluation.pictures.items():
             self.log.write_picture(name, path, trainer.iteration)
-        for watch in self.watchers:
-            watch(trainer, evaluation.scores)

@@ -20,7 +20,7 @@ from maskformer.engine.averaging import AveragingHook, WeightAverage, build_aver
 from maskformer.engine.batching import BatchSplit, build_batch_split
 from maskformer.engine.best import build_best_weights
 from maskformer.engine.device import amp_dtype, seed_of_process
-from maskformer.engine.evaluating import check_metric, check_test_sets, evaluate_all
+from maskformer.engine.evaluating import check_metric, check_test_sets, evaluate_all, evaluate_augmented
 from maskformer.engine.hooks import CheckpointHook, EvaluationHook, MetricsHook, ProgressHook
 from maskformer.engine.optimizer import build_clipper, build_optimizer
 from maskformer.engine.profiling import ProfilerHook, parse_profile_window
@@ -259,6 +259,9 @@ def build_hooks(
                 lambda: evaluate_all(cfg, trainer.model, averaged, test_sets),
                 log,
                 [] if best is None else [best],
+                finish=(lambda: evaluate_augmented(cfg, trainer.model, averaged, test_sets))
+                if cfg.TEST.AUG.ENABLED
+                else None,
             )
         )
     if distributed.is_main() and sys.stdout.isatty():

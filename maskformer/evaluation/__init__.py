@@ -1,5 +1,6 @@
 """Evaluation: metrics, the evaluators that report them, and the loop over a data set."""
 
+from maskformer.evaluation.augmented import AugmentedModel, build_augmented_model, check_augmentation
 from maskformer.evaluation.base import DatasetEvaluator
 from maskformer.evaluation.instance import InstanceEvaluator
 from maskformer.evaluation.loop import build_evaluators, inference_on_dataset
@@ -10,6 +11,7 @@ from maskformer.evaluation.report import flatten_results, format_results, metric
 from maskformer.evaluation.semantic import SemanticQuality, SemSegEvaluator
 
 __all__ = [
+    "AugmentedModel",
     "DatasetEvaluator",
     "InstanceEvaluator",
     "PanopticEvaluator",
@@ -17,7 +19,9 @@ __all__ = [
     "PictureSaver",
     "SemSegEvaluator",
     "SemanticQuality",
+    "build_augmented_model",
     "build_evaluators",
+    "check_augmentation",
     "flatten_results",
     "format_results",
     "inference_on_dataset",

@@ -30,16 +30,22 @@ SWITCHES = {"sem_seg": "SEMANTIC_ON", "panoptic_seg": "PANOPTIC_ON", "instances"
 
 
 def build_evaluators(
-    cfg: Any, metadata: Any, output_dir: str | Path | None, *, folder_name: str = "inference"
+    cfg: Any,
+    metadata: Any,
+    output_dir: str | Path | None,
+    *,
+    folder_name: str = "inference",
+    tasks: Sequence[str] | None = None,
 ) -> list[DatasetEvaluator]:
     """What is measured on a data set: what its protocol names, as far as the model gives it.
 
     Args:
-        cfg: reads ``MODEL.MASK_FORMER.TEST``, ``TEST.PICTURES``, ``INPUT.FORMAT``, ``DATASETS.TEST``.
+        cfg: reads ``MODEL.MASK_FORMER.TEST``, ``TEST.{PICTURES, PQ_STUFF}``, ``INPUT.FORMAT``, ``DATASETS.TEST``.
         metadata: of the data set.
         output_dir: of the run; files go to its folder `folder_name` (in it one folder each if there are several test
             sets); None writes none.
         folder_name: see `output_dir`.
+        tasks: only these, of ``sem_seg``, ``panoptic_seg``, ``instances``; None for all.
 
     Raises:
         UserError: if there is nothing to measure.
@@ -50,6 +56,7 @@ def build_evaluators(
     wanted = list(metadata.evaluators)
     if "instances" not in wanted and "pan_seg" in metadata.truth and cfg.MODEL.MASK_FORMER.TEST.INSTANCE_ON:
         wanted.append("instances")  # the things of a panoptic truth are instances
+    wanted = wanted if tasks is None else [task for task in wanted if task in tasks]
     given = [task for task in wanted if cfg.MODEL.MASK_FORMER.TEST[SWITCHES[task]]]
     for task in wanted:
         if task not in given:
@@ -57,7 +64,7 @@ def build_evaluators(
     if not given:
         needed = " or ".join(f"MODEL.MASK_FORMER.TEST.{SWITCHES[task]}" for task in wanted) or "another data set"
         raise UserError(f"nothing can be measured on {metadata.name} with this config; switch on {needed}")
-    evaluators = [_build_evaluator(task, metadata, folder) for task in given]
+    evaluators = [_build_evaluator(task, metadata, folder, cfg.TEST.PQ_STUFF) for task in given]
     if cfg.TEST.PICTURES > 0 and folder is not None:
         evaluators.append(PictureSaver(folder / "pictures", cfg.TEST.PICTURES, metadata, cfg.INPUT.FORMAT))
     return evaluators
@@ -72,9 +79,9 @@ def _say_left_out(name: str, task: str) -> None:
     )
 
 
-def _build_evaluator(task: str, metadata: Any, folder: Path | None) -> DatasetEvaluator:
+def _build_evaluator(task: str, metadata: Any, folder: Path | None, pq_stuff: bool) -> DatasetEvaluator:
     if task == "sem_seg":
-        return SemSegEvaluator(metadata.classes, metadata.ignore_label, metadata.dataset_ids, folder)
+        return SemSegEvaluator(metadata.classes, metadata.ignore_label, metadata.dataset_ids, folder, pq_stuff=pq_stuff)
     if task == "panoptic_seg":
         return PanopticEvaluator(
             metadata.classes, metadata.things, metadata.dataset_ids, folder, metadata.annotation_file

@@ -5,7 +5,7 @@ Everything that surrounds the pure network is here: normalisation and padding, s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -121,20 +121,23 @@ class _MetaArchitecture(nn.Module):
         Returns:
             Per image a dict with the semantic result, ``panoptic_seg`` and ``instances``, as far as switched on.
         """
+        return list(self.infer_each(samples, semantic))
+
+    @torch.no_grad()
+    def infer_each(self, samples: Sequence[Sample], semantic: str = "scores") -> Iterator[Result]:
+        """As `infer`, but each image's results are made when they are asked for, so that one set need be kept."""
         if semantic not in ("scores", "labels"):
             raise ValueError(f"semantic must be 'scores' or 'labels', not {semantic!r}")
         images = self.image_batch(samples)
         predictions = self.network(images)
         padded_size = (images.shape[2], images.shape[3])
-        results = []
         for b, sample in enumerate(samples):
             image_size = (sample["image"].shape[1], sample["image"].shape[2])
             output_size = (int(sample.get("height", image_size[0])), int(sample.get("width", image_size[1])))
             result = self.image_result(predictions, b, padded_size, image_size, output_size)
             if "sem_seg" in result and semantic == "labels":
                 result["sem_seg_labels"] = result.pop("sem_seg").argmax(0)
-            results.append(result)
-        return results
+            yield result
 
     def image_result(
         self,

@@ -26,7 +26,7 @@ from maskformer.data.catalog import get_dataset
 from maskformer.data.dataset import Dataset
 from maskformer.data.loading import build_test_loader
 from maskformer.errors import UserError
-from maskformer.evaluation import PictureSaver, build_evaluators, inference_on_dataset
+from maskformer.evaluation import AugmentedModel, PictureSaver, build_evaluators, inference_on_dataset
 from maskformer.evaluation.predictions import JsonStream
 
 DATASET = "shapes_panoptic_val"
@@ -128,6 +128,13 @@ def a_real_model(folder: Path) -> Any:
     return measure(build_model(config()), real_loader(7, 2), folder)
 
 
+def scales_and_mirrors(folder: Path) -> Any:
+    torch.manual_seed(0)
+    model = AugmentedModel(build_model(config()), sizes=[64, 96], longest=99, mirror=True)
+    evaluators = build_evaluators(config(), get_dataset(DATASET).metadata, folder, tasks=("sem_seg",))
+    return {"scores": inference_on_dataset(model, real_loader(4, 1), evaluators), "pictures": []}
+
+
 def fewer_images_than_ranks(folder: Path) -> Any:
     return measure(Guess(), real_loader(2, 1), folder, pictures=3)
 
@@ -173,7 +180,7 @@ def work(rank: int, port: int, folder: Path) -> None:
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(RANKS), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     outcomes: dict[str, Any] = {}
     with distributed.process_group(torch.device("cpu"), SECONDS):
-        for scenario in (*SAME_AS_ONE, *ERRORS):
+        for scenario in (*SAME_AS_ONE, scales_and_mirrors, *ERRORS):
             try:
                 outcomes[scenario.__name__] = scenario(folder / scenario.__name__)
             except UserError as error:
@@ -227,6 +234,16 @@ def test_scores_and_files_are_those_of_one_process(
     assert {"sem_seg_predictions.json", "predictions.json", "coco_instances_results.json"} <= {
         Path(name).name for name in alone
     }
+
+
+def test_test_time_augmentation_is_that_of_one_process(
+    spread: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    expected = scales_and_mirrors(tmp_path)
+    assert list(expected["scores"]) == ["sem_seg"]
+    for outcome in spread[1]:
+        assert json.dumps(outcome["scales_and_mirrors"]) == json.dumps(expected)
+    assert files_in(tmp_path) == files_in(spread[0] / "scales_and_mirrors")
 
 
 def test_the_comparison_is_worth_something(spread: tuple[Path, list[dict[str, Any]]]) -> None:

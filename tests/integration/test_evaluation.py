@@ -17,6 +17,7 @@ from PIL import Image
 from maskformer.data.datasets import coco, shapes
 from tests.integration.test_training import TINY, Stopped, assert_same, checkpoint, run, stop_after
 
+AUGMENTED = ["TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", "[48, 64]", "TEST.AUG.MAX_SIZE", 96]
 SQUARE = [20, 20, 60, 20, 60, 60, 20, 60]
 
 
@@ -65,6 +66,40 @@ def test_evaluations_between_stop_and_resume_change_nothing(
     # The step that was lost and done again is shown once.
     assert [step for step, _ in curve(parts, "total_loss")] == [0, 1, 2, 3]
     assert curve(parts, "total_loss") == curve(whole, "total_loss")
+
+
+def test_scales_and_mirrors_come_at_the_end_beside_the_single_scale(config: Path, tmp_path: Path) -> None:
+    lengths = [
+        "SOLVER.MAX_ITER",
+        4,
+        "TEST.EVAL_PERIOD",
+        2,
+        "SOLVER.EMA.ENABLED",
+        True,
+        "TEST.PQ_STUFF",
+        False,
+        "SEED",
+        5,
+    ]
+    keys = [*lengths, *AUGMENTED, "DATASETS.TEST", "('shapes_panoptic_val',)"]
+    output = tmp_path / "out"
+    assert run(config, output, *keys) == 0
+    records = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+    halfway, final = (r for r in records if "sem_seg/mIoU" in r)
+    names = {"TTA/sem_seg/mIoU", "ema/TTA/sem_seg/mIoU"}
+    assert names <= final.keys()
+    assert not names & halfway.keys()
+    assert final["TTA/sem_seg/pACC"] != final["sem_seg/pACC"]
+    assert not any("PQ_st" in name or name.startswith("TTA/panoptic_seg") for name in final)
+    assert {"sem_seg_predictions.json", "pictures"} == {path.name for path in (output / "inference_TTA").iterdir()}
+
+    alone, weights = tmp_path / "alone", ["MODEL.WEIGHTS", output / "model_final.pth"]
+    assert run(config, alone, *keys, "SOLVER.EMA.ENABLED", False, "--eval-only", *weights) == 0
+    scores = json.loads((alone / "inference" / "results.json").read_text())["scores"]
+    for name in ("TTA/sem_seg/pACC", "sem_seg/pACC"):
+        assert scores[name] == pytest.approx(final[name])
+    # One sentence where it would measure nothing.
+    assert run(config, alone, *keys, "--eval-only", *weights, "MODEL.MASK_FORMER.TEST.SEMANTIC_ON", False) == 2
 
 
 def instance_folder(root: Path) -> str:

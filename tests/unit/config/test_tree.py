@@ -247,8 +247,3 @@ def test_unread_keys_take_their_values_and_no_others() -> None:
     assert text.startswith("command line: MODEL.RESNETS.NUM_GROUPS is 2 but may only be 1: ")
     assert "INPUT.RANDOM_FLIP is 'none'" in message("INPUT.RANDOM_FLIP", "none")
     assert "MODEL.MASK_ON is True" in message("MODEL.MASK_ON", "True")
-
-
-def test_settings_of_what_is_switched_off_are_free() -> None:
-    assert get_cfg(None, ["TEST.AUG.MAX_SIZE", "3584"]).TEST.AUG.MAX_SIZE == 3584
-    assert "TEST.AUG.ENABLED is True but may only be False" in message("TEST.AUG.ENABLED", "True")

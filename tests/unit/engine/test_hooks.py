@@ -186,6 +186,29 @@ def test_evaluations_come_every_period_and_once_at_the_end(period: int, iteratio
     assert torch.equal(torch.get_rng_state(), expected)
 
 
+def test_what_is_measured_at_the_end_only_comes_once_even_after_an_early_stop() -> None:
+    def evaluate() -> Evaluation:
+        return Evaluation({"mIoU": 1.0}, {})
+
+    def finish() -> Evaluation:
+        return Evaluation({"TTA/mIoU": 2.0}, {"TTA/a": Path("a.png")})
+
+    memory = Memory()
+    make_trainer(max_iterations=4).train([EvaluationHook(2, evaluate, MetricsLog([memory]), finish=finish)])
+    assert [(r.iteration, r.scalars) for r in memory.records] == [
+        (1, {"mIoU": 1.0}),
+        (3, {"mIoU": 1.0, "TTA/mIoU": 2.0}),
+    ]
+    assert [name for name, _, _ in memory.pictures] == ["TTA/a"]
+
+    def stop(trainer: Trainer, scores: Any) -> None:
+        trainer.stop()
+
+    memory = Memory()
+    make_trainer(max_iterations=4).train([EvaluationHook(2, evaluate, MetricsLog([memory]), [stop], finish)])
+    assert [(r.iteration, r.scalars) for r in memory.records] == [(1, {"mIoU": 1.0}), (1, {"TTA/mIoU": 2.0})]
+
+
 def test_training_continues_in_training_mode_after_an_evaluation() -> None:
     modes: list[bool] = []
     trainer: Any = make_trainer(max_iterations=3)
