@@ -90,7 +90,7 @@ def test_scales_and_mirrors_come_at_the_end_beside_the_single_scale(config: Path
     assert names <= final.keys()
     assert not names & halfway.keys()
     assert final["TTA/sem_seg/pACC"] != final["sem_seg/pACC"]
-    assert not any("PQ_st" in name or name.startswith("TTA/panoptic_seg") for name in final)
+    assert not any(name.endswith("sem_seg/PQ_st") or name.startswith("TTA/panoptic_seg") for name in final)
     assert {"sem_seg_predictions.json", "pictures"} == {path.name for path in (output / "inference_TTA").iterdir()}
 
     alone, weights = tmp_path / "alone", ["MODEL.WEIGHTS", output / "model_final.pth"]
