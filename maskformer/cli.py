@@ -29,6 +29,9 @@ COMMANDS = {
     "train": Command("maskformer.engine.main", (), "train a model as a config file says, and evaluate it"),
     "eval": Command("maskformer.engine.main", ("--eval-only",), "evaluate weights on the test sets of a config file"),
     "analyze": Command("maskformer.analyze", (), "tell parameters, multiply-adds, speed and memory of a model"),
+    "convert": Command(
+        "maskformer.convert", (), "convert weights: published names, Hugging Face, a model file of ours"
+    ),
     "demo": Command("maskformer.demo", (), "segment images and save them as coloured overlays"),
 }
 

@@ -9,6 +9,7 @@ from maskformer.checkpoint.training import (
     load_checkpoint,
     restore_model,
     save_checkpoint,
+    save_model,
 )
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "read_state_dict",
     "restore_model",
     "save_checkpoint",
+    "save_model",
 ]

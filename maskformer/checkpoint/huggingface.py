@@ -76,7 +76,7 @@ _NORM_STAGE = re.compile(r"(.*\.hidden_states_norms\.)stage(\d+)(\..*)")
 
 
 def join_projections(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a file, with queries, keys and values stacked, under names like ``self.{query,key,value}.bias``."""
+    """The tensors of a file, with queries, keys and values stacked under names like ``self.{query,key,value}.bias``."""
     joined: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         match = _PROJECTION.fullmatch(name)

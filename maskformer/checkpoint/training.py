@@ -98,6 +98,28 @@ def _write(path: Path, content: Mapping[str, Any], newest: bool) -> None:
         file.write(path.name.encode())
 
 
+def save_model(path: str | Path, *, model: nn.Module, metadata: Any = None, config_text: str = "") -> Path:
+    """Writes weights with what their classes mean, and no state of a run: all that predicting needs.
+
+    Args:
+        path: of the file.
+        model: the meta-architecture.
+        metadata: of its classes: a mapping or a dataclass.
+        config_text: the whole config as YAML.
+
+    Returns:
+        The file written.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    path = Path(path).expanduser()
+    content = {"model": model.state_dict(), "metadata": _fields(metadata), "config": config_text}
+    with atomic_write(path) as file:
+        torch.save({key: _plain(value, key) for key, value in content.items()}, file)
+    return path
+
+
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Reads a checkpoint of `save_checkpoint` onto the CPU; nothing in it is executed.
 
