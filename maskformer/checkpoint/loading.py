@@ -273,7 +273,7 @@ def _bad_fit(file: WeightFile, part: str, filled: int, absent: list[str], extra:
     reasons = " and ".join(reason for reason in (lacking, surplus) if reason)
     return (
         f"{file.path} is for another {part}: only {filled} tensors fit, {reasons}: "
-        f"check {likely_keys_of_part(part, absent, extra)}"
+        f"check {likely_keys_of_part(part, absent, extra)}, or lower MODEL.WEIGHTS_MIN_FIT to train from what fits"
     )
 
 

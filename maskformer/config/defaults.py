@@ -83,7 +83,8 @@ MASK_FORMER: dict[str, Any] = {
 
 MODEL: dict[str, Any] = {
     "DEVICE": "auto",  # "auto" (CUDA or else CPU), "cpu", "cuda", "cuda:N", "mps". Published, "auto" is ours.
-    "WEIGHTS": "",  # file or URL to start from, "" for random weights. Published.
+    "WEIGHTS": "",  # file, folder or address to start from, "" for random weights. Published.
+    "WEIGHTS_MIN_FIT": 0.9,  # share of a part that must fit, or WEIGHTS is refused; 0: takes what fits. Ours.
     "META_ARCHITECTURE": "MaskFormer",  # "MaskFormer", "SemanticSegmentor" (per-pixel baselines). Published.
     "CHANNELS_LAST": True,  # convolutions in channels-last memory; same numbers but for rounding. Ours.
     "PIXEL_MEAN": [123.675, 116.28, 103.53],  # subtracted per channel, in INPUT.FORMAT order, 0-255. Published.

@@ -218,7 +218,7 @@ def load_start_weights(cfg: Any, model: torch.nn.Module) -> str:
         What the model starts from, in words.
     """
     if cfg.MODEL.WEIGHTS:
-        return load_weights(model, cfg.MODEL.WEIGHTS).summary()
+        return load_weights(model, cfg.MODEL.WEIGHTS, min_fit=cfg.MODEL.WEIGHTS_MIN_FIT).summary()
     if cfg.MODEL.BACKBONE.NAME == "timm" and cfg.MODEL.TIMM.PRETRAINED:
         return f"those of timm's {cfg.MODEL.TIMM.NAME}, the rest random"
     return "random (MODEL.WEIGHTS is empty)"
