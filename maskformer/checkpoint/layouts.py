@@ -125,6 +125,13 @@ FAMILIES = (
         backbone_only=True,
     ),
     Family(
+        "timm feature pyramid",
+        re.compile(r"timm\."),  # put in front by `sources`: timm's own names are as many as its models
+        prefix="network.backbone.body.",
+        renamed=(("timm.{*}", "{*}"),),
+        backbone_only=True,
+    ),
+    Family(
         "timm Swin",
         # timm's stages begin with the merging of patches, those of the original end with it.
         re.compile(r"layers\.3\.downsample\."),

@@ -81,7 +81,7 @@ def _timm_weights(address: str, model: nn.Module | None) -> WeightFile:
     body = _timm_model(address, features_only=True).state_dict()
     own = backbone.body.state_dict()
     # Stages that nothing reads are not in our model; those that are have timm's own names.
-    return WeightFile(address, {f"network.backbone.body.{key}": value for key, value in body.items() if key in own})
+    return WeightFile(address, {f"timm.{key}": value for key, value in body.items() if key in own})
 
 
 def _timm_model(address: str, **options: Any) -> nn.Module:
