@@ -32,6 +32,7 @@ COMMANDS = {
     "convert": Command(
         "maskformer.convert", (), "convert weights: published names, Hugging Face, a model file of ours"
     ),
+    "score": Command("maskformer.score", (), "score prediction files, without a model"),
     "demo": Command("maskformer.demo", (), "segment images and save them as coloured overlays"),
 }
 

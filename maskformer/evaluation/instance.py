@@ -66,18 +66,34 @@ class InstanceEvaluator(DatasetEvaluator):
         """Note one image: its true objects, and ``instances`` (masks (N, H, W), labels, scores (N,)) of the result."""
         instances = self.need(result, "instances", "result")
         masks = np.asarray(instances["masks"].cpu(), dtype=bool)
-        truth, size = self._true_objects(sample, tuple(masks.shape[-2:]))
-        check_size(sample, masks.shape[-2:], size)
         labels, scores = instances["labels"].tolist(), instances["scores"].tolist()
         detections = [
             {"category_id": label, "score": score, "segmentation": segmentation}
             for label, score, segmentation in zip(labels, scores, encode_masks(masks), strict=True)
         ]
-        self._images.append(_Image(size, truth, detections))
+        self.add(sample, tuple(masks.shape[-2:]), detections)
         if self._file is not None:
             for item in detections:
                 own = {"image_id": sample["image_id"], "category_id": int(self.dataset_ids[item["category_id"]])}
-                self._file.write({**own, "score": round(item["score"], 6), "segmentation": item["segmentation"]})
+                # As many digits as tell float32 numbers apart, for the order of the scores decides.
+                score = float(str(np.float32(item["score"])))
+                self._file.write({**own, "score": score, "segmentation": item["segmentation"]})
+
+    def add(self, sample: Mapping[str, Any], size: tuple[int, ...], detections: Sequence[Mapping[str, Any]]) -> None:
+        """Note one image.
+
+        Args:
+            sample: with the truth.
+            size: (height, width) of the detections' masks.
+            detections: dicts of contiguous ``category_id``, ``score`` and ``segmentation`` (compressed COCO RLE).
+
+        Raises:
+            UserError: if there is no truth, or it has another size.
+        """
+        truth, true_size = self._true_objects(sample, size)
+        check_size(sample, size, true_size)
+        keys = "category_id", "score", "segmentation"
+        self._images.append(_Image(true_size, truth, [{key: item[key] for key in keys} for item in detections]))
 
     def _true_objects(
         self, sample: Mapping[str, Any], default_size: tuple[int, ...]

@@ -63,7 +63,13 @@ class PanopticQuality:
         return np.array([units / 2**IOU_BITS for units in self._iou_units], dtype=np.float64)
 
     def update(
-        self, pred_ids: Any, pred_segments: Sequence[SegmentInfo], true_ids: Any, true_segments: Sequence[SegmentInfo]
+        self,
+        pred_ids: Any,
+        pred_segments: Sequence[SegmentInfo],
+        true_ids: Any,
+        true_segments: Sequence[SegmentInfo],
+        *,
+        refuse_unlisted: bool = False,
     ) -> PanopticQuality:
         """Count one image.
 
@@ -72,6 +78,7 @@ class PanopticQuality:
             pred_segments: dicts with ``id`` and ``category_id``, one for each id in `pred_ids`.
             true_ids: (H, W) integer segment ids; 0, and ids that `true_segments` does not list, are void.
             true_segments: dicts with ``id``, ``category_id`` and optionally ``iscrowd`` and ``area``.
+            refuse_unlisted: ids of the truth that `true_segments` does not list are a mistake, not void.
 
         Returns:
             itself.
@@ -95,8 +102,9 @@ class PanopticQuality:
         shape = len(truth.ids) + 1, len(answer.ids) + 1
         table = np.bincount(row * shape[1] + column, weights=lengths, minlength=shape[0] * shape[1])
         pixels = table.astype(np.int64).reshape(shape)
-        if pixels[:, -1].any():
-            _check_unlisted(run_pred[column == shape[1] - 1])
+        _check_unlisted(run_pred[column == shape[1] - 1], "prediction")
+        if refuse_unlisted:
+            _check_unlisted(run_true[row == shape[0] - 1], "truth")
         areas = pixels.sum(0)[:-1]
         if (areas == 0).any():
             raise UserError(
@@ -214,12 +222,12 @@ def _check_range(ids: np.ndarray, what: str) -> None:
         raise UserError(f"the {what} has segment ids {ids.min()} to {ids.max()}; they must be in 0 to {ID_LIMIT - 1}")
 
 
-def _check_unlisted(ids: np.ndarray) -> None:
-    """Pixels that are of no predicted segment must say so."""
+def _check_unlisted(ids: np.ndarray, what: str) -> None:
+    """Pixels that are of no segment must say so."""
     unknown = ids[ids != VOID]
     if len(unknown):
         raise UserError(
-            f"the prediction has pixels of segment {unknown.min()}, which its segments do not list; list every id"
+            f"the {what} has pixels of segment {unknown.min()}, which its segments do not list; list every id"
         )
 
 

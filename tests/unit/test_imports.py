@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "analysis": BELOW_ENGINE | {"engine"},
 }
 # Commands and integrations may import every room; nothing imports them, but commands each other and integrations.
-TOP = {"analyze", "cli", "convert", "demo", "integrations", "model_zoo"}
+TOP = {"analyze", "cli", "convert", "demo", "score", "integrations", "model_zoo"}
 # The package itself only names its version and looks its public names up when they are asked for.
 PACKAGE_ROOM = ""
 
