@@ -6,7 +6,8 @@ import argparse
 import logging
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from maskformer.data.dataset import datasets_root
@@ -40,6 +41,20 @@ def build_parser(description: str, splits: Sequence[str]) -> argparse.ArgumentPa
     return parser
 
 
+@contextmanager
+def _speaking() -> Iterator[None]:
+    """What is logged goes to standard output, as it is."""
+    logger = logging.getLogger("maskformer")
+    handler, level = logging.StreamHandler(sys.stdout), logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
 def run_command(parser: argparse.ArgumentParser, prepare: Prepare, argv: Sequence[str] | None = None) -> int:
     """Runs a preparation.
 
@@ -53,9 +68,9 @@ def run_command(parser: argparse.ArgumentParser, prepare: Prepare, argv: Sequenc
     """
     arguments = parser.parse_args(argv)
     arguments.root = (arguments.root or datasets_root()).expanduser()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     try:
-        prepare(arguments)
+        with _speaking():
+            prepare(arguments)
     except UserError as error:
         if arguments.debug:
             traceback.print_exc()

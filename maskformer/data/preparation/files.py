@@ -44,6 +44,8 @@ def is_whole(path: Path, size: tuple[int, int] | None = None) -> bool:
         return False
     try:
         with Image.open(path) as image:
+            image.verify()  # the checksums of a PNG to its very end, which decoding does not ask for
+        with Image.open(path) as image:
             image.load()
             return size is None or image.size == (size[1], size[0])
     except Exception:  # whatever a damaged file leads to: it is made again
