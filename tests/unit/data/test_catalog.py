@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from maskformer.data import catalog, dataset_names, get_dataset, get_metadata
+from maskformer.data import build_recipe, catalog, dataset_names, get_dataset, get_metadata, labels
 from maskformer.data.checks import check_dataset_against_config, check_same_classes, check_test_classes
 from maskformer.data.dataset import Metadata, distinct_colors, nearest
 from maskformer.errors import UserError
+from tests.miniatures import NAMES, family_of, make_miniature
 
 Make = Callable[..., Any]
 
@@ -45,6 +47,89 @@ def test_class_tables() -> None:
     assert (coco.dataset_ids[80], coco.classes[80], coco.things[80]) == (92, "banner", False)
     assert coco.dataset_ids[-1] == 200
     assert get_metadata("camvid_sem_seg_val").ignore_label == get_metadata("camvid_sem_seg_val").num_classes == 11
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "things", "ignore_label", "first", "last"),
+    [
+        ("ade20k_full_sem_seg_val", 847, 0, 65535, "wall", "adding machine, totalizer, totaliser"),
+        ("coco_2017_test_stuff_10k_sem_seg", 171, 80, 255, "person", "wood"),
+        ("cityscapes_fine_sem_seg_val", 19, 8, 255, "road", "bicycle"),
+        ("mapillary_vistas_sem_seg_val", 65, 37, 65, "Bird", "Ego Vehicle"),
+    ],
+)
+def test_class_tables_of_semantic_sets(
+    name: str, classes: int, things: int, ignore_label: int, first: str, last: str
+) -> None:
+    metadata = get_metadata(name)
+    assert (metadata.num_classes, sum(metadata.things)) == (classes, things)
+    assert (metadata.classes[0], metadata.classes[-1]) == (first, last)
+    assert metadata.ignore_label == ignore_label
+    assert metadata.evaluators == metadata.truth == ("sem_seg",)
+    if "coco" not in name:
+        assert metadata.dataset_ids == list(range(classes))
+        return
+    assert (metadata.dataset_ids[0], metadata.dataset_ids[-1]) == (1, 182)
+    # Colours that the source states are kept, the others made.
+    assert metadata.colors[0] == (220, 20, 60)
+
+
+@pytest.mark.parametrize("name", sorted(name for names in NAMES.values() for name in names))
+def test_labels_through_the_recipe(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_cfg: Make) -> None:
+    """From files to segments: exactly the classes that were drawn, nothing at the padding, and the values back."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    make_miniature(family_of(name), tmp_path, train=1, val=1, size=(48, 64))
+    dataset = get_dataset(name)
+    metadata, (record,) = dataset.metadata, dataset.records
+    panoptic = "pan_seg" in metadata.truth
+    cfg = make_cfg(
+        DATASETS__TRAIN=(name,),
+        INPUT__DATASET_MAPPER_NAME="mask_former_panoptic" if panoptic else "mask_former_semantic",
+        INPUT__MIN_SIZE_TRAIN=(48,),
+        INPUT__SIZE_DIVISIBILITY=80,
+    )
+    truth = build_recipe(cfg, metadata, training=False)(record)
+    sample = build_recipe(cfg, metadata, training=True)(record, np.random.default_rng(0))
+    assert tuple(sample["segments"].size) == tuple(sample["image"].shape[1:]) == (80, 80)
+    found = sample["segments"].label_map(metadata.ignore_label)
+    assert (found[48:] == metadata.ignore_label).all()
+    assert (found[:, 64:] == metadata.ignore_label).all()
+    assert found.dtype == torch.int64
+    if panoptic:
+        expected = [s["category_id"] for s in truth["pan_seg"][1] if not s["iscrowd"]]
+        assert sorted(sample["segments"].labels.tolist()) == sorted(expected)
+        return
+    drawn = truth["sem_seg"].long()
+    inside = found[:48, :64]
+    assert torch.equal(inside, drawn) or torch.equal(inside.flip(1), drawn)
+    assert 5 <= len(sample["segments"]) <= 6
+    assert (drawn == metadata.ignore_label).sum() >= 2 * 64
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "remedy"),
+    [
+        ("ade20k_full_sem_seg_val", 847, "prepare_ade20k_full_sem_seg.py"),
+        ("coco_2017_test_stuff_10k_sem_seg", 171, "prepare_coco_stuff_10k_v1.0_sem_seg.py"),
+        ("cityscapes_fine_sem_seg_val", 19, "prepare_cityscapes_sem_seg.py"),
+        ("mapillary_vistas_sem_seg_val", 66, "use the labels of v1.2"),
+        ("ade20k_sem_seg_val", 150, "prepare_ade20k_sem_seg.py"),
+    ],
+)
+def test_labels_that_mean_nothing_are_refused(
+    name: str, value: int, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    make_miniature(family_of(name), tmp_path, train=1, val=1, size=(24, 24))
+    dataset = get_dataset(name)
+    (record,) = dataset.records
+    path = Path(record["sem_seg_file_name"])
+    dtype = np.uint16 if path.suffix == ".tif" else np.uint8
+    Image.fromarray(np.full((24, 24), value, dtype)).save(path)
+    with pytest.raises(UserError) as error:
+        labels.read_semantic(record, dataset.metadata)
+    for part in (f"holds the label {value}", str(path), remedy):
+        assert part in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -139,25 +139,27 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, save: Callable[..., P
         assert (path.stat().st_mtime_ns == times.get(path.name)) is (i in (0, 3, 4))
 
 
-def test_the_command_works_in_parallel_and_names_what_is_wrong(tmp_path: Path, save: Callable[..., Path]) -> None:
+def test_the_command_works_in_parallel_and_names_what_is_wrong(
+    tmp_path: Path, save: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     own = make_ade20k(tmp_path, 6, save)
     damaged = own / "annotations" / "validation" / "ADE_val_00000002.png"
     content = damaged.read_bytes()
     damaged.write_bytes(content[:-30])
-    command = [*COMMAND, "2", "--root", str(tmp_path)]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert result.returncode == 2
-    (line,) = result.stderr.splitlines()
+    words = ["--root", str(tmp_path), "--splits", "val", "--workers", "2"]
+    assert ade20k.main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: annotation {str(damaged)!r} cannot be read (")
     assert line.endswith(
         "5 label maps of ade20k_sem_seg_val are finished, and running the same command again makes the others"
     )
     damaged.write_bytes(content)
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert (result.returncode, result.stderr) == (0, "")
-    assert "6 label maps in " in result.stdout
-    assert "(1 made, 5 kept)" in result.stdout
-    assert "the complete data set has 2000 label maps, not 6" in result.stdout
+    assert ade20k.main(words) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert "6 label maps in " in said.out
+    assert "(1 made, 5 kept)" in said.out
+    assert "the complete data set has 2000 label maps, not 6" in said.out
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "datasets").glob("prepare_*.py")))
