@@ -86,7 +86,7 @@ def published_layouts() -> dict[str, dict[str, tuple[tuple[int, ...], str]]]:
 
 
 def synthetic_arrays(layout: dict[str, tuple[tuple[int, ...], str]]) -> dict[str, np.ndarray]:
-    """Random values for a published file; what can be calculated has its true value."""
+    """Random values for a published file, of a size that a model can run with; what can be calculated is true."""
     generator = np.random.default_rng(0)
     arrays = {}
     for name, (shape, dtype) in layout.items():
@@ -96,7 +96,11 @@ def synthetic_arrays(layout: dict[str, tuple[tuple[int, ...], str]]) -> dict[str
             array = np.ones(shape, dtype=np.float32)
             array[-1] = 0.1
         else:
-            array = generator.random(shape, dtype=np.float32) - 0.5
+            array = generator.random(shape, dtype=np.float32) - np.float32(0.5)
+            if name.endswith("running_var") or (len(shape) == 1 and name.endswith(".weight")):
+                array += 1  # of norms
+            elif len(shape) > 1:
+                array *= np.float32(2 * np.prod(shape[1:]) ** -0.5)
         assert (array.shape, array.dtype) == (shape, np.dtype(dtype)), name
         arrays[name] = array
     return arrays

@@ -1,4 +1,4 @@
-"""Each published layout: a file of it fills the model of its recipe completely and is exported unchanged."""
+"""Each published layout: a file of it fills the model of its recipe completely, runs, and is exported unchanged."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from maskformer.checkpoint import export_published, load_weights, published_state_dict
 
@@ -62,7 +64,7 @@ def test_every_layout_has_a_recipe() -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_published_file_fills_its_model_and_is_exported_unchanged(tmp_path: Path, name: str) -> None:
+def test_published_file_fills_its_model_runs_and_is_exported_unchanged(tmp_path: Path, name: str) -> None:
     config, settings, parameters = RECIPES[name]
     model = make_model(config, MODEL__DEVICE="cpu", **settings)
     if parameters is not None:
@@ -76,6 +78,7 @@ def test_published_file_fills_its_model_and_is_exported_unchanged(tmp_path: Path
     calculated = sum("relative_position_index" in each or each.startswith("criterion.") for each in arrays)
     assert len(report.loaded) == len(arrays) - calculated == sum(total for _, total in report.parts.values())
 
+    scores = _scores(model)
     export_published(model, tmp_path / "exported.pkl")
     with (tmp_path / "exported.pkl").open("rb") as file:
         content = pickle.load(file)
@@ -93,6 +96,33 @@ def test_published_file_fills_its_model_and_is_exported_unchanged(tmp_path: Path
     for each, array in arrays.items():
         if each.startswith("sem_seg_head."):
             assert np.array_equal(published[each].numpy(), 2 * array), each
+    assert not torch.equal(_scores(model), scores)
+
+
+@pytest.mark.parametrize("name", ["ade20k_semantic_swin_tiny", "ade20k_panoptic_R50", "ade20k_per_pixel_plus_R50"])
+def test_whole_file_of_the_first_version_runs_alike(tmp_path: Path, name: str) -> None:
+    config, settings, _ = RECIPES[name]
+    model = make_model(config, MODEL__DEVICE="cpu", **settings)
+    arrays = synthetic_arrays(LAYOUTS[name])
+    write_pickle(tmp_path / "new.pkl", {"model": arrays})
+    write_pickle(tmp_path / "old.pkl", {"model": {old_name(each): array for each, array in arrays.items()}})
+    scores = []
+    for file in ("new.pkl", "old.pkl"):
+        report = load_weights(model, tmp_path / file, strict=True)
+        scores.append(_scores(model))
+        torch.nn.init.zeros_(model.get_parameter(report.loaded[-1]))
+    assert torch.equal(*scores)
+
+
+def _scores(model: nn.Module) -> torch.Tensor:
+    """(K, 50, 90) semantic scores of one small image, which must be numbers and differ from pixel to pixel."""
+    image = torch.randint(0, 256, (3, 64, 110), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        result = model.eval()([{"image": image, "height": 50, "width": 90}])[0]["sem_seg"]
+    assert result.shape[1:] == (50, 90)
+    assert bool(result.isfinite().all())
+    assert float(result.std(dim=(1, 2)).max()) > 0
+    return result
 
 
 def _assert_equal(exported: dict[str, np.ndarray], arrays: dict[str, np.ndarray]) -> None:
