@@ -98,20 +98,20 @@ class PanopticQuality:
         truth = self._columns(true_segments, "truth")
         answer = self._columns(pred_segments, "prediction")
         row, column = _positions(truth.ids, run_true), _positions(answer.ids, run_pred)
-        # Last row and column: pixels of no segment.
+        # First row and column: pixels of no segment.
         shape = len(truth.ids) + 1, len(answer.ids) + 1
         table = np.bincount(row * shape[1] + column, weights=lengths, minlength=shape[0] * shape[1])
         pixels = table.astype(np.int64).reshape(shape)
-        _check_unlisted(run_pred[column == shape[1] - 1], "prediction")
+        _check_unlisted(run_pred[column == 0], "prediction")
         if refuse_unlisted:
-            _check_unlisted(run_true[row == shape[0] - 1], "truth")
-        areas = pixels.sum(0)[:-1]
+            _check_unlisted(run_true[row == 0], "truth")
+        areas = pixels.sum(0)[1:]
         if (areas == 0).any():
             raise UserError(
                 f"the prediction lists segment {answer.ids[areas == 0][0]}, which has no pixel; leave it out"
             )
-        stated = np.where(truth.areas < 0, pixels.sum(1)[:-1], truth.areas)
-        self._count(truth._replace(areas=stated), answer._replace(areas=areas), pixels[:-1, :-1], pixels[-1, :-1])
+        stated = np.where(truth.areas < 0, pixels.sum(1)[1:], truth.areas)
+        self._count(truth._replace(areas=stated), answer._replace(areas=areas), pixels[1:, 1:], pixels[0, 1:])
         return self
 
     def update_semantic(self, pixels: np.ndarray) -> PanopticQuality:
@@ -232,19 +232,16 @@ def _check_unlisted(ids: np.ndarray, what: str) -> None:
 
 
 def _positions(ids: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Where each value stands in the ascending `ids`; their number where it does not."""
-    count = len(ids)
-    if count == 0 or len(values) == 0:
-        return np.full(len(values), count, dtype=np.intp)
-    values = values.astype(np.int64)
-    size = max(int(ids[-1]), int(values.max())) + 1
+    """For each value 1 + its place in the ascending `ids`, 0 if it is none of them; all below `ID_LIMIT`."""
+    size = int(values.max(initial=0)) + 1
+    there = np.flatnonzero(ids < size)
     if size <= TABLE_LIMIT:
-        table = np.full(size, count, dtype=np.intp)
-        table[ids] = np.arange(count)
+        table = np.zeros(size, dtype=np.intp)
+        table[ids[there]] = there + 1
         return table[values]
-    position = np.searchsorted(ids, values)
-    position[np.append(ids, -1)[position] != values] = count
-    return position
+    known = np.append(ids[there], -1)  # what stands after all others equals no value
+    position = np.searchsorted(known[:-1], values.astype(np.int64))
+    return np.where(known[position] == values, position + 1, 0)
 
 
 def semantic_segments(label_map: Any, ignore_label: int) -> tuple[np.ndarray, list[dict[str, Any]]]:

@@ -196,12 +196,27 @@ def _count_semantic(metadata: Metadata, jobs: Sequence[_SemanticJob]) -> Any:
     for record, entries in jobs:
         true = read_semantic(record, metadata)
         name = f"the prediction of {str(record['file_name'])!r}"
-        evaluator.count(_label_map(entries, true.shape, metadata.ignore_label, name), true)
+        evaluator.count(label_map_of(entries, true.shape, metadata.ignore_label, name), true)
     return evaluator.partial()
 
 
-def _label_map(entries: Sequence[Mapping[str, Any]], shape: Sequence[int], ignore_label: int, name: str) -> np.ndarray:
-    """(H, W) int32 labels from one mask for each class; the ignore label where there is none."""
+def label_map_of(
+    entries: Sequence[Mapping[str, Any]], shape: Sequence[int], ignore_label: int, name: str
+) -> np.ndarray:
+    """A label map from one mask for each class.
+
+    Args:
+        entries: with ``label`` and ``segmentation``.
+        shape: (H, W) that it must have.
+        ignore_label: where no class is predicted.
+        name: what it is, named in errors.
+
+    Returns:
+        (H, W) int32.
+
+    Raises:
+        UserError: if a mask has another size, or a pixel two classes.
+    """
     labels = np.full((shape[1], shape[0]), ignore_label, dtype=np.int32).T  # as COCO's masks run, down the columns
     try:
         runs = [segmentation_to_rle(entry["segmentation"], shape[0], shape[1], name) for entry in entries]
