@@ -195,8 +195,8 @@ def _write_mapillary(root: Path, counts: tuple[int, int], size: tuple[int, int])
 
 
 def _write_camvid(root: Path, counts: tuple[int, int], size: tuple[int, int]) -> None:
-    for split, short in enumerate(("train", "val")):
-        for number, scene in _scenes("camvid", split, counts[split], size, 11):
+    for split, short in enumerate(("train", "val", "test")):
+        for number, scene in _scenes("camvid", split, counts[min(split, 1)], size, 11):
             labels = np.where(scene.labels == VOID, 11, scene.labels).astype(np.uint8)
             _save(scene.pixels, root / "camvid" / "images" / short / f"{number}.jpg")
             _save(labels, root / "camvid" / "masks" / short / f"{number}.png")

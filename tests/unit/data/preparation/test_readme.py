@@ -1,4 +1,4 @@
-"""``datasets/README.md`` names every data set and every script, in three lines each, and nothing that does not exist."""
+"""``datasets/README.md`` names every data set and every script, in three lines each, and nothing else."""
 
 from __future__ import annotations
 
