@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,7 +83,8 @@ def run(step: Step[Any, R], items: Sequence[Any], *, what: str, workers: int, ov
     """
     done: dict[int, _Done] = {}
     failures: dict[int, str] = {}
-    with progress(what, len(items)) as report, _results(step, items, workers, overwrite) as results:
+    # Processes first: a progress bar has a thread, which they must not be forked beside.
+    with _results(step, items, workers, overwrite) as results, progress(what, len(items)) as report:
         for index, result in results:
             if isinstance(result, _Failure):
                 failures[index] = result.message
@@ -116,13 +118,12 @@ def _results(step: Step[Any, Any], items: Sequence[Any], workers: int, overwrite
         return
     pool = ProcessPoolExecutor(min(workers, len(items)), initializer=_remember, initargs=(step, overwrite))
     try:
-        yield _completed(pool, items)
+        yield _completed({pool.submit(_one_remembered, item): index for index, item in enumerate(items)})
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _completed(pool: ProcessPoolExecutor, items: Sequence[Any]) -> _Results:
-    futures = {pool.submit(_one_remembered, item): index for index, item in enumerate(items)}
+def _completed(futures: dict[Future[Any], int]) -> _Results:
     try:
         for future in as_completed(futures):
             yield futures[future], future.result()
@@ -137,9 +138,10 @@ _remembered: tuple[Step[Any, Any], bool] | None = None
 
 
 def _remember(step: Step[Any, Any], overwrite: bool) -> None:
-    """Runs once in each worker."""
+    """Runs once in each worker; Ctrl-C is for the main process, which ends the workers."""
     global _remembered
     _remembered = step, overwrite
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _one_remembered(item: Any) -> _Done | _Failure:
