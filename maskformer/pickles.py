@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 
 _PLAIN_TYPE = re.compile(r"[<>=|]?[biuf](1|2|4|8)")
+_TEXT_TYPE = re.compile(r"U[1-9]\d{0,5}|O[48]?")
 
 
 class RefusedError(Exception):
-    """The pickle asks for something that weights do not need; the message says what, as a noun."""
+    """The pickle asks for something that data does not need; the message says what, as a noun."""
 
 
 class InertArray:
@@ -54,6 +55,19 @@ class InertArray:
         array = np.frombuffer(raw, dtype).reshape(shape, order="F" if self.fortran else "C")
         return array.astype(dtype.newbyteorder("="), copy=False)
 
+    def to_list(self) -> list[Any]:
+        """Returns the elements of an array of one axis, also one of text or of objects.
+
+        Raises:
+            RefusedError, ValueError: as `to_numpy`; or there are several axes.
+        """
+        if not isinstance(self.shape, tuple) or len(self.shape) != 1:
+            raise ValueError(f"an array of shape {self.shape!r} where a list is needed")
+        if isinstance(self.raw, list):  # of objects, each of which this reader has made
+            return list(self.raw)
+        values: list[Any] = self.to_numpy().tolist()
+        return values
+
 
 class _Inert:
     """An object the pickle can name and call, but not change."""
@@ -85,10 +99,13 @@ class _Ndarray(_Inert):
 
 
 class _MakeDtype(_Inert):
-    __slots__ = ()
+    __slots__ = ("types",)
+
+    def __init__(self, *types: re.Pattern[str]) -> None:
+        self.types = types
 
     def __call__(self, code: Any, _align: Any = False, _copy: Any = True) -> _Dtype:
-        if not isinstance(code, str) or not _PLAIN_TYPE.fullmatch(code):
+        if not isinstance(code, str) or not any(pattern.fullmatch(code) for pattern in self.types):
             raise RefusedError(f"an array of type {code!r}, which is not a number type")
         return _Dtype(code)
 
@@ -136,7 +153,7 @@ class _NoBytes(_Inert):
 
 _ANSWERS: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): _Ndarray(),
-    ("numpy", "dtype"): _MakeDtype(),
+    ("numpy", "dtype"): _MakeDtype(_PLAIN_TYPE),
     ("_codecs", "encode"): _Encode(),
     ("collections", "OrderedDict"): OrderedDict,
 }
@@ -150,10 +167,15 @@ for _builtins in ("builtins", "__builtin__"):
     _ANSWERS[_builtins, "frozenset"] = frozenset
 
 
+_TEXT_ANSWERS = _ANSWERS | {("numpy", "dtype"): _MakeDtype(_PLAIN_TYPE, _TEXT_TYPE)}
+
+
 class _RestrictedUnpickler(pickle.Unpickler):
+    answers = _ANSWERS
+
     def find_class(self, module: str, name: str) -> Any:
         try:
-            return _ANSWERS[module, name]
+            return self.answers[module, name]
         except KeyError:
             raise RefusedError(f"{module}.{name}") from None
 
@@ -161,18 +183,26 @@ class _RestrictedUnpickler(pickle.Unpickler):
         raise RefusedError("an object stored outside of it")
 
 
-def load_pickle(path: Path) -> Any:
+class _TextUnpickler(_RestrictedUnpickler):
+    answers = _TEXT_ANSWERS
+
+
+def load_pickle(path: Path, *, texts: bool = False) -> Any:
     """Reads one pickle of plain containers and arrays of numbers.
 
+    Args:
+        path: the file.
+        texts: read also arrays of text and of objects; what is in them is read by the same rules.
+
     Returns:
-        The object; its arrays are `InertArray`, to be built with `InertArray.to_numpy`.
+        The object; its arrays are `InertArray`, to be built with `InertArray.to_numpy` or `InertArray.to_list`.
 
     Raises:
         RefusedError: the pickle asks for anything else.
         Exception: any of the many that a damaged pickle can raise.
     """
     with path.open("rb") as file:
-        return _RestrictedUnpickler(file, encoding="latin1").load()
+        return (_TextUnpickler if texts else _RestrictedUnpickler)(file, encoding="latin1").load()
 
 
 def dump_pickle(content: Any) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from maskformer.data.preparation import files, runner
 from maskformer.data.preparation.command import build_parser, run_command
 from maskformer.data.transforms import Geometry, Resize, shortest_edge_size
 from maskformer.errors import UserError
-from maskformer.pickles import RefusedError, load_pickle
+from maskformer.pickles import InertArray, RefusedError, load_pickle
 from maskformer.writing import atomic_write
 
 OFFICIAL = {"train": 25574, "val": 2000}
@@ -115,7 +116,7 @@ def read_index(path: Path) -> list[tuple[str, str]]:
         UserError: if it is missing or damaged, asks for more than plain containers and numbers, or lists no files.
     """
     try:
-        content = load_pickle(path)
+        content = load_pickle(path, texts=True)
     except FileNotFoundError:
         raise UserError(f"file {str(path)!r} does not exist: {ade20k_full.DOWNLOAD}") from None
     except RefusedError as refusal:
@@ -136,6 +137,9 @@ def read_index(path: Path) -> list[tuple[str, str]]:
 
 def _strings(content: Any, key: str, path: Path) -> list[str]:
     values = content.get(key) if isinstance(content, Mapping) else None
+    if isinstance(values, InertArray):
+        with suppress(RefusedError, ValueError, TypeError):
+            values = values.to_list()
     if not isinstance(values, (list, tuple)) or not all(isinstance(value, str) for value in values):
         raise UserError(f"file {str(path)!r} has no list {key!r} of names, as ADE20K's index has: unpack it again")
     return list(values)

@@ -136,6 +136,23 @@ def test_the_index_may_hold_arrays_and_its_code_is_never_run(write: Callable[...
     assert not Path("/tmp/maskformer_index_was_executed").exists()
 
 
+@pytest.mark.parametrize("protocol", [0, 2, 3, 4])
+@pytest.mark.parametrize("dtype", [object, "U40"])
+def test_the_index_may_hold_arrays_of_text(protocol: int, dtype: Any, tmp_path: Path) -> None:
+    own = tmp_path / "ADE20K_2021_17_01"
+    own.mkdir()
+    names = np.array(["ADE_val_1.jpg", "ADE_train_22.jpg"], dtype)
+    index = {"folder": np.array(["a", "b"], dtype), "filename": names, "objects": np.array([["x", 1]], object)}
+    (own / "index_ade20k.pkl").write_bytes(pickle.dumps(index, protocol=protocol))
+    assert ade20k_full.read_index(own / "index_ade20k.pkl") == [("a", "ADE_val_1.jpg"), ("b", "ADE_train_22.jpg")]
+    # What an array of objects holds is read by the same rules.
+    index["filename"] = np.array(["ADE_val_1.jpg", Hostile()], object)
+    (own / "index_ade20k.pkl").write_bytes(pickle.dumps(index, protocol=protocol))
+    with pytest.raises(UserError, match="do not trust it"):
+        ade20k_full.read_index(own / "index_ade20k.pkl")
+    assert not Path("/tmp/maskformer_index_was_executed").exists()
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -143,6 +160,7 @@ def test_the_index_may_hold_arrays_and_its_code_is_never_run(write: Callable[...
         (dump_pickle([1, 2]), "has no list 'folder'"),
         (dump_pickle({"folder": ["a"]}), "has no list 'filename'"),
         (dump_pickle({"folder": ["a"], "filename": [1]}), "has no list 'filename'"),
+        (dump_pickle({"folder": ["a"], "filename": np.zeros(1)}), "has no list 'filename'"),
         (dump_pickle({"folder": ["a", "b"], "filename": ["x"]}), "lists 2 folders and 1 file names"),
         (dump_pickle({"folder": [], "filename": []}), "lists 0 folders"),
         (dump_pickle({"folder": ["../../etc"], "filename": ["a_val_1.jpg"]}), "outside of the data set"),
