@@ -1,4 +1,4 @@
-"""The most memory that training steps need, measured in a process of their own so that nothing else is in it."""
+"""The most memory that a training step needs, measured in a process of their own so that nothing else is in it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from maskformer.config import dump
 from maskformer.data.transforms import Size
 from maskformer.errors import UserError
 
-STEPS = 2  # the optimizer's state is made in the first one, so the second one is like all that follow
 SEGMENTS = 10
 LIMIT_EXCEEDED = 75  # exit codes of the process that measures
 USER_ERROR = 2
@@ -24,7 +23,7 @@ GIB = 2**30
 
 
 class TrainingMemory(NamedTuple):
-    """Peak of some training steps.
+    """Peak of a training step.
 
     Attributes:
         peak: bytes above what the libraries take: weights, gradients, the optimizer's state and activations. On the
@@ -32,7 +31,7 @@ class TrainingMemory(NamedTuple):
         device: "cpu", or the GPU's name.
         size: (H, W) of the images.
         batch: images in a step.
-        seconds: of the last step.
+        seconds: of the step.
     """
 
     peak: int
@@ -54,7 +53,7 @@ def available_memory() -> int:
 def measure_training_memory(
     cfg: CfgNode, size: Size, *, batch: int, segments: int = SEGMENTS, limit: int | None = None, threads: int = 1
 ) -> TrainingMemory:
-    """Trains `STEPS` steps on noise with the config's optimizer and precision, in a fresh process.
+    """Trains a step on noise with the config's optimizer and precision, in a fresh process.
 
     Args:
         cfg: of the recipe; ``MODEL.DEVICE`` says where.
@@ -74,7 +73,7 @@ def measure_training_memory(
         config = Path(folder) / "config.yaml"
         config.write_text(dump(cfg), encoding="utf-8")
         request = {"config": str(config), "size": size, "batch": batch, "segments": segments, "limit": limit}
-        job.write_text(json.dumps({**request, "steps": STEPS, "threads": threads}), encoding="utf-8")
+        job.write_text(json.dumps({**request, "threads": threads}), encoding="utf-8")
         command = [sys.executable, "-m", "maskformer.analysis.memory_probe", str(job)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == LIMIT_EXCEEDED or done.returncode == -9:

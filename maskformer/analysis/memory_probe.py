@@ -1,4 +1,4 @@
-"""The process that `measure_training_memory` starts: some training steps on noise, then the peak as a line of JSON."""
+"""The process that `measure_training_memory` starts: a training step on noise, then the peak as a line of JSON."""
 
 from __future__ import annotations
 
@@ -75,10 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(cfg: Any, job: Mapping[str, Any]) -> tuple[torch.device, float]:
-    """The steps; returns where they ran and the seconds of the last one."""
+    """A step as any but the first; returns where it ran, and its seconds."""
     torch.manual_seed(0)
     model = build_model_to_fill(cfg)
     optimizer = build_optimizer(cfg, model)
+    make_state(optimizer)
     height, width = job["size"]
     classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     samples = random_samples((height, width), job["batch"], classes=classes, segments=job["segments"])
@@ -87,7 +88,7 @@ def train(cfg: Any, job: Mapping[str, Any]) -> tuple[torch.device, float]:
         optimizer,
         LambdaLR(optimizer, lambda step: 1.0),
         SameBatch(samples),
-        max_iterations=job["steps"],
+        max_iterations=1,
         clip=build_clipper(cfg),
         precision=Precision(model.device, cfg.SOLVER.AMP.ENABLED, amp_dtype(cfg.SOLVER.AMP.DTYPE, model.device)),
     )
@@ -95,6 +96,15 @@ def train(cfg: Any, job: Mapping[str, Any]) -> tuple[torch.device, float]:
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
     return model.device, trainer.step_time
+
+
+def make_state(optimizer: torch.optim.Optimizer) -> None:
+    """Let the optimizer make its moments, which in training the first step does for all that follow."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 def peak_memory() -> int:
