@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maskformer.evaluation import PanopticQuality, SemanticQuality, semantic_segments
+from maskformer.evaluation import PanopticQuality, SemanticQuality, SemSegEvaluator, semantic_segments
 
 PARITY = Path(__file__).parents[2] / "data" / "parity"
 
@@ -51,6 +51,18 @@ def test_quality_of_stuff_of_a_semantic_model(semantic: Any) -> None:
         assert result[metric] == result[f"{metric}_st"] == exactly(100 * expected["PQ_stuff"][metric.lower()])
         for label, values in quality.per_class().items():
             assert values[metric] == exactly(expected["PQ_per_class"][str(label)][metric.lower()])
+
+
+def test_quality_of_stuff_from_the_counts_of_each_image(semantic: Any) -> None:
+    info, maps = semantic
+    classes, ignore = info["num_classes"], info["ignore_label"]
+    evaluator = SemSegEvaluator([f"c{i}" for i in range(classes)], ignore)
+    for i in range(len(maps) // 2):
+        evaluator.count(maps[f"pred_{i}"], maps[f"gt_{i}"])
+    result = evaluator.finish([evaluator.partial()])
+    assert result["PQ_st"] == exactly(100 * info["expected"]["PQ_stuff"]["pq"])
+    assert result["mIoU"] == exactly(info["expected"]["mIoU"])
+    assert "PQ_st" not in SemSegEvaluator(["a"], 255, pq_stuff=False).metric_names()
 
 
 def panoptic_quality_of(info: dict[str, Any], maps: dict[str, np.ndarray], chosen: range) -> PanopticQuality:

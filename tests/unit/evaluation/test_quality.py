@@ -11,7 +11,7 @@ import torch
 
 from maskformer.errors import UserError
 from maskformer.evaluation import PanopticQuality, SemanticQuality, semantic_segments
-from maskformer.evaluation.arrays import count_values
+from maskformer.evaluation.arrays import count_values, pair_runs
 
 THING, STUFF = 0, 1
 
@@ -226,6 +226,42 @@ def test_semantic_segments() -> None:
     ids, segments = semantic_segments(torch.tensor([[0, 3], [255, 3]]), 255)
     assert ids.tolist() == [[1, 4], [0, 4]]
     assert segments == [{"id": 1, "category_id": 0, "area": 1}, {"id": 4, "category_id": 3, "area": 2}]
+
+
+def test_semantic_counts_are_those_of_segments_where_nothing_is_predicted_too() -> None:
+    rng = np.random.default_rng(2)
+    from_segments, from_counts = (PanopticQuality(dict.fromkeys(range(4), False)) for _ in range(2))
+    for _ in range(20):
+        true = rng.choice([0, 1, 2, 3, 255], (5, 6)).repeat(4, 0)
+        predicted = np.where(rng.random(true.shape) < 0.8, true, rng.choice([0, 1, 2, 3, 255], true.shape))
+        from_segments.update(*semantic_segments(predicted, 255), *semantic_segments(true, 255))
+        from_counts.update_semantic(SemanticQuality(4, 255).count(predicted, true))
+    assert from_counts.per_class() == from_segments.per_class()
+    assert 0 < from_counts.compute()["PQ"] < 100
+
+
+@pytest.mark.parametrize(
+    ("true_type", "pred_type"), [(np.int32, np.uint8), (np.uint32, np.int64), (np.uint8, np.int32)]
+)
+def test_maps_of_any_integer_type_and_layout(true_type: Any, pred_type: Any) -> None:
+    true, predicted = np.array([[1, 2], [1, 2], [0, 2]], true_type), np.array([[3, 4], [3, 4], [3, 0]], pred_type)
+    # An id beyond what the type holds is one that has no pixel.
+    truth = [segment(1), segment(2, STUFF), segment(2 + 2**8, STUFF)]
+    counted = quality().update(np.asfortranarray(predicted), [segment(3), segment(4, STUFF)], true, truth).per_class()
+    assert (counted[THING]["TP"], counted[THING]["SQ"]) == (1, 1.0)
+    assert (counted[STUFF]["TP"], counted[STUFF]["FN"]) == (1, 1)
+    assert counted[STUFF]["SQ"] == pytest.approx(2 / 3)
+
+
+def test_ids_of_the_truth_that_are_not_listed_can_be_refused() -> None:
+    with pytest.raises(UserError, match="the truth has pixels of segment 9, which its segments do not list"):
+        quality().update(row((1, 4)), [segment(1)], row((9, 2), (0, 2)), [], refuse_unlisted=True)
+
+
+def test_pair_runs() -> None:
+    first, second = np.array([[1, 1, 2], [2, 2, 2]]), np.array([[5, 5, 5], [5, 6, 6]])
+    assert [a.tolist() for a in pair_runs(first, second)] == [[1, 2, 2], [5, 5, 6], [2, 2, 2]]
+    assert [a.tolist() for a in pair_runs(first[:0], second[:0])] == [[], [], []]
 
 
 def test_count_values() -> None:
