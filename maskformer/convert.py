@@ -100,6 +100,11 @@ def run(arguments: argparse.Namespace) -> list[Path]:
     """
     output = Path(arguments.output).expanduser()
     check_output(output, arguments.to, arguments.overwrite)
+    derived = arguments.to == "maskformer" and not arguments.config_file
+    if derived and output.with_suffix(".yaml").exists() and not arguments.overwrite:
+        raise UserError(
+            f"{output.with_suffix('.yaml')} exists, where the config goes: name another, or add --overwrite"
+        )
     # Here, so that a mistake in the arguments, and --help, need not wait for PyTorch.
     from maskformer.build import build_model_to_fill
     from maskformer.checkpoint import load_weights
@@ -109,10 +114,11 @@ def run(arguments: argparse.Namespace) -> list[Path]:
     model = build_model_to_fill(cfg, metadata)
     _say(load_weights(model, arguments.weights, strict=True).summary())
     written = write(model, cfg, metadata, arguments.to, output, arguments.license)
-    if arguments.to == "maskformer" and not arguments.config_file:
+    if derived:
         written.append(_write_config(cfg, output))
     for path in written:
-        _say(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MiB)")
+        size = path.stat().st_size
+        _say(f"wrote {path} ({f'{size / 2**20:.1f} MiB' if size >= 2**20 else f'{size / 2**10:.1f} KiB'})")
     return written
 
 
@@ -187,7 +193,7 @@ def _write_config(cfg: Any, output: Path) -> Path:
 
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.MODEL.WEIGHTS = str(output)
+    cfg.MODEL.WEIGHTS = str(output.resolve())
     cfg.MODEL.DEVICE = "auto"
     path = output.with_suffix(".yaml")
     write_text(path, dump(cfg))

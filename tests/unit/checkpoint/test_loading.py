@@ -294,6 +294,36 @@ def test_stages_that_nothing_reads_may_be_in_the_file(tmp_path: Path, small_mode
     assert "in the file but not in the model" in report.summary()
 
 
+def test_the_refusal_of_a_bad_fit_can_be_switched_off(tmp_path: Path, small_model: Make) -> None:
+    source = randomised(small_model())
+    path = export_published(source, tmp_path / "model.pkl")
+    deeper = small_model(MODEL__MASK_FORMER__DEC_LAYERS=3)
+    with pytest.raises(UserError, match=r"lower MODEL\.WEIGHTS_MIN_FIT"):
+        load_weights(deeper, path)
+    report = load_weights(deeper, path, min_fit=0.5)
+    assert all(".decoder.layers.2." in name for name in report.missing)
+    assert len(report.missing) == 18
+    assert equal(source, deeper)
+
+    # Shapes that differ are no question of how many fit, unless all are welcome.
+    wider = small_model(MODEL__SEM_SEG_HEAD__CONVS_DIM=64)
+    before = copy.deepcopy(wider)
+    with pytest.raises(UserError, match=r"MODEL\.SEM_SEG_HEAD\.CONVS_DIM$"):
+        load_weights(wider, path, min_fit=0.1)
+    assert equal(wider, before)
+    report = load_weights(wider, path, min_fit=0)
+    assert report.reshaped["network.pixel_decoder.embedding.weight"] == ((32, 32, 3, 3), (32, 64, 3, 3))
+    assert "initialised anew, shapes differ: network.pixel_decoder.embedding.weight" in report.summary()
+    assert report.parts["pixel decoder"][0] < report.parts["pixel decoder"][1]
+    assert equal(wider, source, "network.head.")
+    assert torch.equal(
+        wider.state_dict()["network.pixel_decoder.embedding.weight"],
+        before.state_dict()["network.pixel_decoder.embedding.weight"],
+    )
+    with pytest.raises(UserError, match=r"MODEL\.SEM_SEG_HEAD\.CONVS_DIM"):
+        load_weights(wider, path, strict=True, min_fit=0)
+
+
 def test_a_file_of_something_else_is_refused(tmp_path: Path, small_model: Make) -> None:
     path = save(tmp_path / "a.pkl", {"backbone.bottom_up.res2.weight": torch.zeros(1)})
     with pytest.raises(UserError, match=r"holds nothing that fits this model, only names such as backbone\.bottom_up"):
