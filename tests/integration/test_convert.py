@@ -75,11 +75,11 @@ def test_a_model_file_of_ours_predicts_without_data_set_or_folder(checkpoint: Pa
     labels = predictor(image).sem_seg_labels
     assert labels is not None
     assert labels.shape == (48, 64)
+    with pytest.raises(UserError, match="holds weights but no state of a run"):
+        load_checkpoint(tmp_path / "model.pth")
     assert convert(checkpoint, "huggingface", tmp_path / "hub") == 0
     (tmp_path / "model.pth").unlink()
     assert convert(tmp_path / "hub", "maskformer", tmp_path / "model.pth", config=False) == 2, "a config would be lost"
-    with pytest.raises(UserError, match="holds weights but no state of a run"):
-        load_checkpoint(tmp_path / "model.pth")
 
 
 def test_classes_of_foreign_models_keep_their_names(checkpoint: Path, tmp_path: Path) -> None:
