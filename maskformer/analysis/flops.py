@@ -154,7 +154,18 @@ def _formulas() -> dict[Any, Callable[..., int]]:
         return count
 
     known = {name: getattr(torch.ops.aten, name, None) for name in PER_ELEMENT}
-    return {known[name]: formula(*scales) for name, (_, *scales) in PER_ELEMENT.items() if known[name] is not None}
+    formulas: dict[Any, Callable[..., int]] = {
+        known[name]: formula(*scales) for name, (_, *scales) in PER_ELEMENT.items() if known[name] is not None
+    }
+    # The CPU's kernel, which older versions of torch do not count.
+    formulas[torch.ops.aten._scaled_dot_product_flash_attention_for_cpu] = _attention
+    # By overload too: torch 2.6 takes apart what it does not find so, and then counts nothing of it.
+    return formulas | {packet.default: formula for packet, formula in formulas.items() if hasattr(packet, "default")}
+
+
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """Twice the multiply-adds of shapes (B, heads, Q, C), (B, heads, N, C) and (B, heads, N, C')."""
+    return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
 def _attention_of(network: nn.Module, part: str, root: str, modules: Mapping[str, Mapping[Any, int]]) -> int:
