@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         answer = analyze(arguments)
         if arguments.json:
-            from maskformer.checkpoint.files import write_text
+            from maskformer.writing import write_text
 
             write_text(Path(arguments.json).expanduser(), json.dumps(answer, indent=2) + "\n")
     except UserError as error:
