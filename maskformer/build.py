@@ -106,9 +106,39 @@ def assemble_model(cfg: CfgNode, metadata: Metadata | None = None) -> MaskFormer
             f"set the key to {len(things)}"
         )
     network = build_network(cfg)
+    divisibility = _backbone_divisibility(network)
+    model: MaskFormer | SemanticSegmentor
+    if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
+        model = SemanticSegmentor(network=network, size_divisibility=divisibility, **_common_options(cfg, things))
+    else:
+        model = MaskFormer(network=network, **mask_former_options(cfg, things, divisibility))
+    return model
+
+
+def mask_former_options(cfg: CfgNode, things: Sequence[bool], backbone_divisibility: int) -> dict[str, Any]:
+    """What the config says of a `MaskFormer`, as its arguments: all but the network.
+
+    Args:
+        cfg: see `maskformer.get_cfg`.
+        things: for each class, whether it is countable.
+        backbone_divisibility: what the backbone's image sides should be a multiple of.
+
+    Raises:
+        UserError: if the criterion cannot be built.
+    """
+    test, divisibility = cfg.MODEL.MASK_FORMER.TEST, cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY
+    return {
+        "size_divisibility": backbone_divisibility if divisibility < 0 else divisibility,
+        "object_mask_threshold": test.OBJECT_MASK_THRESHOLD,
+        "overlap_threshold": test.OVERLAP_THRESHOLD,
+        "resize_before_inference": test.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE,
+        **_common_options(cfg, things),
+    }
+
+
+def _common_options(cfg: CfgNode, things: Sequence[bool]) -> dict[str, Any]:
     test = cfg.MODEL.MASK_FORMER.TEST
-    common: dict[str, Any] = {
-        "network": network,
+    return {
         "criterion": build_criterion(cfg),
         "pixel_mean": cfg.MODEL.PIXEL_MEAN,
         "pixel_std": cfg.MODEL.PIXEL_STD,
@@ -118,20 +148,6 @@ def assemble_model(cfg: CfgNode, metadata: Metadata | None = None) -> MaskFormer
         "instance_on": test.INSTANCE_ON,
         "channels_last": cfg.MODEL.CHANNELS_LAST,
     }
-    backbone_divisibility = _backbone_divisibility(network)
-    model: MaskFormer | SemanticSegmentor
-    if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
-        model = SemanticSegmentor(size_divisibility=backbone_divisibility, **common)
-    else:
-        divisibility = cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY
-        model = MaskFormer(
-            size_divisibility=backbone_divisibility if divisibility < 0 else divisibility,
-            object_mask_threshold=test.OBJECT_MASK_THRESHOLD,
-            overlap_threshold=test.OVERLAP_THRESHOLD,
-            resize_before_inference=test.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE,
-            **common,
-        )
-    return model
 
 
 def synchronize_norms(cfg: CfgNode, model: nn.Module, device: torch.device) -> None:

@@ -182,9 +182,11 @@ def part_of(name: str) -> str | None:
 
 def to_ours(name: str, kind: BackboneKind) -> str | None:
     """Our name for a published one, in a model with this kind of backbone; None if there is none."""
-    ours = translate(_current_version(name), _rules(kind, False))
+    if kind == "other" and name.startswith("backbone.body."):
+        return f"network.{name}"  # of a timm model that Detectron2 saved: its parts have no published names
+    ours = translate(current_version(name), _rules(kind, False))
     # A name that would not come back was matched by accident.
-    return ours if ours is not None and to_published(ours, kind) == _current_version(name) else None
+    return ours if ours is not None and to_published(ours, kind) == current_version(name) else None
 
 
 def to_published(name: str, kind: BackboneKind) -> str | None:
@@ -204,7 +206,7 @@ def is_of_absent_stage(name: str, targets: Collection[str]) -> bool:
     return stage is not None and not any(target.startswith(stage[0]) for target in targets)
 
 
-def _current_version(name: str) -> str:
+def current_version(name: str) -> str:
     """In the first published version the pixel decoder's names stood directly under the head."""
     rest = name.removeprefix("sem_seg_head.")
     if rest == name or rest.startswith(("predictor", "pixel_decoder.")):

@@ -5,6 +5,7 @@ They know no config, no dict of samples, no data set and no rank; `build_network
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ class MaskFormerNetwork(nn.Module):
         """(B, 3, H, W) normalised images → predictions; h, w = ⌈H/4⌉, ⌈W/4⌉; L = 1 in evaluation."""
         features = self.backbone(images)
         decoded = self.pixel_decoder(features)
-        feature = _transformer_input(self.transformer_in_feature, features, decoded)
+        feature = transformer_input(self.transformer_in_feature, features, decoded)
         return self.head(feature, decoded.embeddings)
 
 
@@ -85,7 +86,7 @@ class PerPixelNetwork(nn.Module):
         decoded = self.pixel_decoder(features)
         if isinstance(self.head, PixelHead):
             return self.head(decoded.embeddings)
-        feature = _transformer_input(self.transformer_in_feature, features, decoded)
+        feature = transformer_input(self.transformer_in_feature, features, decoded)
         return self.head(feature, decoded.embeddings)
 
 
@@ -95,19 +96,35 @@ def build_network(cfg: CfgNode) -> MaskFormerNetwork | PerPixelNetwork:
     Raises:
         UserError: if a key has a value that cannot be built.
     """
-    _check_head(cfg)
+    _check_architecture(cfg)
     backbone = build_backbone(cfg)
     pixel_decoder = build_pixel_decoder(cfg, backbone.channels, backbone.strides)
-    head_cfg, settings = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER
-    if head_cfg.NAME == "PerPixelBaselineHead":
-        pixel_head = PixelHead(num_classes=head_cfg.NUM_CLASSES, mask_dim=head_cfg.MASK_DIM)
-        return PerPixelNetwork(backbone, pixel_decoder, pixel_head)
-    source = settings.TRANSFORMER_IN_FEATURE
-    options = _query_head_options(cfg, head_cfg.CONVS_DIM if source == ENCODED else backbone.channels[source])
-    if head_cfg.NAME == "PerPixelBaselinePlusHead":
-        return PerPixelNetwork(backbone, pixel_decoder, QueryPixelHead(**options), source)
-    head = MaskClassificationHead(num_queries=settings.NUM_OBJECT_QUERIES, **options)
-    return MaskFormerNetwork(backbone, pixel_decoder, head, source)
+    head = build_head(cfg, backbone.channels)
+    source = cfg.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE
+    if isinstance(head, MaskClassificationHead):
+        return MaskFormerNetwork(backbone, pixel_decoder, head, source)
+    return PerPixelNetwork(backbone, pixel_decoder, head, source)
+
+
+def build_head(cfg: CfgNode, channels: Mapping[str, int]) -> MaskClassificationHead | QueryPixelHead | PixelHead:
+    """The head that ``MODEL.SEM_SEG_HEAD.NAME`` names.
+
+    Args:
+        cfg: the config.
+        channels: channels of each map of the backbone by name.
+
+    Raises:
+        UserError: if a key has a value that cannot be built.
+    """
+    _check_head(cfg)
+    head = cfg.MODEL.SEM_SEG_HEAD
+    if head.NAME == "PerPixelBaselineHead":
+        return PixelHead(num_classes=head.NUM_CLASSES, mask_dim=head.MASK_DIM)
+    source = cfg.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE
+    options = _query_head_options(cfg, head.CONVS_DIM if source == ENCODED else channels[source])
+    if head.NAME == "PerPixelBaselinePlusHead":
+        return QueryPixelHead(**options)
+    return MaskClassificationHead(num_queries=cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES, **options)
 
 
 def _query_head_options(cfg: CfgNode, in_channels: int) -> dict[str, Any]:
@@ -128,9 +145,9 @@ def _query_head_options(cfg: CfgNode, in_channels: int) -> dict[str, Any]:
     }
 
 
-def _check_head(cfg: CfgNode) -> None:
-    """Refuse, before anything is built, what the head cannot be built from."""
-    head, settings, architecture = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER, cfg.MODEL.META_ARCHITECTURE
+def _check_architecture(cfg: CfgNode) -> None:
+    """Refuse, before anything is built, a head that the meta-architecture cannot have, and what `build_head` would."""
+    head, architecture = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.META_ARCHITECTURE
     if architecture not in HEADS:
         raise UserError(f"MODEL.META_ARCHITECTURE {architecture!r} is unknown: choose one of {', '.join(HEADS)}")
     if head.NAME not in HEADS[architecture]:
@@ -138,6 +155,12 @@ def _check_head(cfg: CfgNode) -> None:
             f"MODEL.SEM_SEG_HEAD.NAME {head.NAME!r} does not fit MODEL.META_ARCHITECTURE {architecture!r}: "
             f"choose {' or '.join(HEADS[architecture])}"
         )
+    _check_head(cfg)
+
+
+def _check_head(cfg: CfgNode) -> None:
+    """Refuse what a head cannot be built from."""
+    head, settings = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER
     if head.NUM_CLASSES < 1:
         raise UserError(f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {head.NUM_CLASSES}: set it to 1 or more")
     if head.NAME == "PerPixelBaselineHead":
@@ -161,7 +184,7 @@ def _check_head(cfg: CfgNode) -> None:
         )
 
 
-def _transformer_input(source: str, features: dict[str, Tensor], decoded: PixelDecoderOutput) -> Tensor:
+def transformer_input(source: str, features: Mapping[str, Tensor], decoded: PixelDecoderOutput) -> Tensor:
     """The map that the transformer decoder reads: (B, C, h', w')."""
     if source != ENCODED:
         return features[source]
