@@ -187,8 +187,12 @@ def keys_read(sources: Iterable[str]) -> set[str]:
 
 
 def package_sources() -> list[str]:
-    """All modules but the config's own, which name every key without using it."""
-    files = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE / "config")
+    """All modules but the config's own, which name every key without using it, and those that Detectron2 calls.
+
+    Detectron2 hands its config to what is registered in it; a key that is read there alone has no effect here.
+    """
+    others = (PACKAGE / "config", PACKAGE / "integrations" / "detectron2")
+    files = sorted(path for path in PACKAGE.rglob("*.py") if path.parent not in others)
     return [path.read_text() for path in files]
 
 
