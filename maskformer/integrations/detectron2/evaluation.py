@@ -25,7 +25,7 @@ from maskformer.integrations.detectron2 import catalog
 
 
 class MaskFormerEvaluator(DatasetEvaluator):
-    """Our evaluators behind Detectron2's interface.
+    """Our evaluators behind Detectron2's interface; before Detectron2's own in a list of evaluators.
 
     Args:
         evaluators: of one data set.
@@ -80,7 +80,7 @@ def own_result(output: Mapping[str, Any]) -> dict[str, Any]:
         result["sem_seg_labels"] = result.pop("sem_seg").argmax(0)
     if "panoptic_seg" in result:
         ids, segments = result["panoptic_seg"]
-        # Detectron2's evaluator writes into these dicts, wherever in a list of evaluators it stands.
+        # Detectron2's evaluator of it writes into these dicts; in a list of evaluators it has to come after ours.
         result["panoptic_seg"] = (ids, [dict(segment) for segment in segments])
     return result
 
