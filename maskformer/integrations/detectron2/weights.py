@@ -1,0 +1,164 @@
+"""The published names of weights around our modules, and Detectron2's checkpointer for every weight file that we read.
+
+The names come from `checkpoint.layouts`; here they are put on what Detectron2 saves and taken off what it loads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from detectron2.checkpoint import DetectionCheckpointer
+from torch import Tensor, nn
+
+from maskformer.checkpoint import hub, layouts
+from maskformer.checkpoint.files import WeightFile, read_torch_file, read_weight_file, recognise
+from maskformer.checkpoint.huggingface import join_projections, our_names
+from maskformer.checkpoint.sources import TIMM
+from maskformer.errors import UserError
+
+BACKBONE = "backbone"
+PIXEL_DECODER = "pixel_decoder"
+HEAD = "head"
+PUBLISHED_ROOTS = {
+    BACKBONE: "backbone.",
+    PIXEL_DECODER: "sem_seg_head.pixel_decoder.",
+    HEAD: "sem_seg_head.predictor.",
+}
+_PUBLISHED = next(family for family in layouts.FAMILIES if family.title == "published MaskFormer")
+_COUNTER = "num_batches_tracked"
+
+
+class PublishedNames:
+    """Lets a module of ours appear in state dicts under the published names of one part of a model.
+
+    Args:
+        part: `BACKBONE`, `PIXEL_DECODER` or `HEAD`.
+        inner: what its own names begin with before ours do, such as "native.".
+    """
+
+    def __init__(self, part: str, inner: str = "") -> None:
+        self.part = part
+        self.inner = inner
+        self.prefix = ""
+
+    def attach(self, module: nn.Module) -> None:
+        """Translate whenever `module`, or a model that contains it, is saved or loaded."""
+        # torch marks the hook, and a method cannot be marked.
+        module.register_state_dict_post_hook(partial(self.after_saving))
+        module.register_load_state_dict_pre_hook(self.before_loading)
+        module.register_load_state_dict_post_hook(self.after_loading)
+
+    def table(self, module: nn.Module) -> dict[str, str]:
+        """Own name of each tensor of `module` → its published name, both without the part's."""
+        tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+        ours = {name: f"{layouts.OURS}{self.part}.{name.removeprefix(self.inner)}" for name, _ in tensors}
+        published = published_names(ours.values())
+        return {name: published[full].removeprefix(PUBLISHED_ROOTS[self.part]) for name, full in ours.items()}
+
+    def after_saving(self, module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+        """Own names to published ones, in the same order."""
+        table = self.table(module)
+        for name in [name for name in state if name.startswith(prefix)]:
+            own = name.removeprefix(prefix)
+            state[prefix + table.get(own, own)] = state.pop(name)
+
+    def before_loading(self, module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+        """Published names to own ones; what published files hold although it can be calculated is dropped."""
+        self.prefix = prefix
+        own_names = {published: own for own, published in self.table(module).items()}
+        for name in [name for name in state if name.startswith(prefix)]:
+            published, tensor = name.removeprefix(prefix), state.pop(name)
+            own = own_names.get(published, published)
+            counted = published.endswith(_COUNTER) and published in own_names
+            if counted or not _PUBLISHED.ignored.fullmatch(published):
+                state[prefix + own] = tensor
+
+    def after_loading(self, module: nn.Module, incompatible: Any) -> None:
+        """What is missing is reported under its published name."""
+        table, missing = self.table(module), incompatible.missing_keys
+        for i, name in enumerate(missing):
+            if name.startswith(self.prefix):
+                own = name.removeprefix(self.prefix)
+                missing[i] = self.prefix + table.get(own, own)
+
+
+def published_names(names: Iterable[str]) -> dict[str, str]:
+    """Our names (``network.…``) → published ones; a timm model's own parts keep their names behind ``backbone.``.
+
+    Other names stay as they are.
+    """
+    names = list(names)
+    kind = layouts.backbone_kind(names)
+    published = {}
+    for name in names:
+        found = layouts.to_published(name, kind) if name.startswith(layouts.OURS) else name
+        published[name] = found or name.removeprefix(layouts.OURS)
+    return published
+
+
+def rename_native(state: dict[str, Any], prefix: str = "") -> None:
+    """A native checkpoint's names to published ones, in place; calculated values of published files are dropped."""
+    inside = [name.removeprefix(prefix) for name in state if name.startswith(prefix)]
+    published = published_names(inside)
+    for name in inside:
+        tensor = state.pop(prefix + name)
+        outside = name.startswith(("backbone.", "sem_seg_head.", layouts.OURS))
+        if outside or not _PUBLISHED.ignored.fullmatch(name):
+            state[prefix + published[name]] = tensor
+
+
+def read_first_version(_module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Before a head is loaded: in the first published version the pixel decoder's names stood directly under it."""
+    for name in [name for name in state if name.startswith(prefix)]:
+        full = "sem_seg_head." + name.removeprefix(prefix)
+        state[prefix + layouts.current_version(full).removeprefix("sem_seg_head.")] = state.pop(name)
+
+
+class MaskFormerCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer, which also reads every family of weight files that `load_weights` reads.
+
+    Those are: native checkpoints, into any meta-architecture; models in Hugging Face's layout; backbones of the
+    original Swin release, of torchvision and timm. Arguments are those of the class it extends.
+    """
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> Any:
+        """As Detectron2's.
+
+        Raises:
+            UserError: Detectron2 does not know such addresses, or the file cannot be read.
+        """
+        if path and path.startswith((TIMM, hub.PREFIX)):
+            raise UserError(
+                f"MODEL.WEIGHTS {path} is no address of Detectron2: make a file of it with `maskformer convert` first"
+            )
+        return super().load(path, *args, **kwargs)
+
+    def _load_file(self, filename: str) -> Any:
+        path = Path(filename)
+        file = read_weight_file(path)
+        family = layouts.find_family(file.tensors)
+        if family is None:
+            return super()._load_file(filename)
+        content = read_torch_file(path, mapped=True) if recognise(path) == "torch" else {}
+        # Beside its weights, a checkpoint of a run has what its trainer goes on with.
+        rest = {key: value for key, value in content.items() if key != "model"} if "model" in content else {}
+        tensors = published_tensors(file, family)
+        if family.backbone_only:  # found by the ends of their names, wherever the model has its backbone
+            tensors = {name.removeprefix("backbone."): tensor for name, tensor in tensors.items()}
+        return {**rest, "model": tensors, "matching_heuristics": family.backbone_only}
+
+
+def published_tensors(file: WeightFile, family: layouts.Family) -> dict[str, Tensor]:
+    """The tensors of a weight file of this family under published names, without those of no use."""
+    if family is layouts.HUGGING_FACE:
+        tensors = join_projections(file.tensors)
+        full = our_names(tensors)
+    else:
+        tensors = file.tensors
+        full = {name: family.full_name(name) for name in tensors}
+    kept = {full[name]: tensor for name, tensor in tensors.items() if not family.ignored.fullmatch(name)}
+    published = published_names(kept)
+    return {published[name]: tensor for name, tensor in kept.items()}
