@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.utils import comm
@@ -21,6 +20,7 @@ from maskformer.errors import UserError
 from maskformer.integrations.detectron2 import catalog
 from maskformer.integrations.detectron2.config import add_maskformer_config
 from maskformer.integrations.detectron2.training import Trainer, with_seed
+from maskformer.integrations.detectron2.weights import MaskFormerCheckpointer
 
 USER_ERROR = 2
 EPILOG = """
@@ -91,7 +91,7 @@ def evaluate(cfg: Any, resume: bool) -> Any:
     if not cfg.DATASETS.TEST:
         raise UserError("--eval-only needs a data set but DATASETS.TEST is empty; name one like ('folder:data:val',)")
     model = Trainer.build_model(cfg)
-    DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    MaskFormerCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
         results.update(Trainer.test_with_TTA(cfg, model))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,19 +32,22 @@ class MaskFormerMapper:
     Args:
         recipe: what reads and augments a record.
         seed: of the sources of (seed, position).
+        ignore_label: of the ``sem_seg`` that training samples also get; None for none, as `MaskFormer` needs none.
     """
 
     @configurable
-    def __init__(self, *, recipe: TrainingRecipe | TestRecipe, seed: int = 0) -> None:
+    def __init__(self, *, recipe: TrainingRecipe | TestRecipe, seed: int = 0, ignore_label: int | None = None) -> None:
         self.recipe = recipe
         self.seed = seed
+        self.ignore_label = ignore_label
 
     @classmethod
     def from_config(cls, cfg: Any, is_train: bool = True, dataset_name: str | None = None) -> dict[str, Any]:
         """The arguments of the constructor.
 
         Args:
-            cfg: reads ``INPUT``, ``DATASETS``, ``SEED`` (negative: 0).
+            cfg: reads ``INPUT``, ``DATASETS``, ``SEED`` (negative: 0), ``MODEL.META_ARCHITECTURE``,
+                ``MODEL.SEM_SEG_HEAD.IGNORE_VALUE``.
             is_train: the training recipe, else that of testing.
             dataset_name: where the records come from; None for those that ``DATASETS`` names.
 
@@ -54,7 +57,11 @@ class MaskFormerMapper:
         part = "TRAIN" if is_train else "TEST"
         names = tuple(cfg.DATASETS[part]) if dataset_name is None else (dataset_name,)
         metadata = _one_meaning([catalog.get_metadata(name) for name in names], part)
-        return {"recipe": build_recipe(cfg, metadata, is_train), "seed": max(0, int(cfg.SEED))}
+        return {
+            "recipe": build_recipe(cfg, metadata, is_train),
+            "seed": max(0, int(cfg.SEED)),
+            "ignore_label": label_to_ignore(cfg) if is_train else None,
+        }
 
     def __call__(self, record: Mapping[str, Any]) -> Sample:
         """A sample, see `TrainingRecipe` and `TestRecipe`.
@@ -65,12 +72,26 @@ class MaskFormerMapper:
         Raises:
             UserError: if a file cannot be read or does not fit.
         """
-        return self.recipe(catalog.with_image_id(record), self._rng(record))
+        sample = self.recipe(catalog.with_image_id(record), self._rng(record))
+        return sample if self.ignore_label is None else with_labels(sample, self.ignore_label)
 
     def _rng(self, record: Mapping[str, Any]) -> np.random.Generator:
         if POSITION in record:
             return sample_rng(self.seed, int(record[POSITION]))
         return np.random.default_rng(np.random.randint(2**32, size=4, dtype=np.uint32))
+
+
+def label_to_ignore(cfg: Any) -> int | None:
+    """The ignore label of the ``sem_seg`` that a model trains on; None where it trains on ``segments``.
+
+    Detectron2's own meta-architectures, `SemanticSegmentor` of the per-pixel recipes among them, know label maps alone.
+    """
+    return None if cfg.MODEL.META_ARCHITECTURE == "MaskFormer" else int(cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
+
+
+def with_labels(sample: Sample, ignore_label: int) -> Sample:
+    """The training sample with its segments as ``sem_seg`` (H, W) int64 too."""
+    return {**sample, "sem_seg": sample["segments"].label_map(ignore_label)}
 
 
 def _one_meaning(found: Sequence[Metadata], part: str) -> Metadata:
@@ -95,7 +116,23 @@ def _one_meaning(found: Sequence[Metadata], part: str) -> Metadata:
 
 
 # ------------------------------------------------------------------ loaders
-def build_train_loader(cfg: Any, start_position: int = 0) -> TrainLoader:
+class LabelledBatches(Iterator[list[Sample]]):
+    """Batches whose samples have ``sem_seg`` too, made here: workers need not send it.
+
+    Args:
+        batches: endless.
+        ignore_label: of unsupervised pixels.
+    """
+
+    def __init__(self, batches: TrainLoader, ignore_label: int) -> None:
+        self.batches = batches
+        self.ignore_label = ignore_label
+
+    def __next__(self) -> list[Sample]:
+        return [with_labels(sample, self.ignore_label) for sample in next(self.batches)]
+
+
+def build_train_loader(cfg: Any, start_position: int = 0) -> TrainLoader | LabelledBatches:
     """Our own loader over ``DATASETS.TRAIN``: the samples of `tools/train_net.py`, in its order, for this process.
 
     Args:
@@ -108,13 +145,15 @@ def build_train_loader(cfg: Any, start_position: int = 0) -> TrainLoader:
     datasets = [catalog.get_dataset(name) for name in cfg.DATASETS.TRAIN]
     if not datasets:
         raise UserError("DATASETS.TRAIN is empty: name the data set to train on, such as ('ade20k_sem_seg_train',)")
-    return build_native_train_loader(
+    loader = build_native_train_loader(
         cfg,
         start_position=start_position,
         datasets=datasets,
         rank=comm.get_rank(),
         world_size=comm.get_world_size(),
     )
+    ignore_label = label_to_ignore(cfg)
+    return loader if ignore_label is None else LabelledBatches(loader, ignore_label)
 
 
 def build_test_loader(cfg: Any, dataset_name: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from maskformer.data import labels
 from maskformer.data.dataset import Metadata
 from maskformer.errors import UserError
 from maskformer.evaluation import build_evaluators
-from maskformer.evaluation.augmented import AugmentedModel
+from maskformer.evaluation.augmented import AugmentedModel, build_augmented_model
 from maskformer.evaluation.base import DatasetEvaluator as OwnEvaluator
 from maskformer.evaluation.loop import SWITCHES
 from maskformer.integrations.detectron2 import catalog
@@ -174,3 +174,28 @@ class AugmentedEvaluation(nn.Module):
     def forward(self, samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Tensor]]:
         """``sem_seg`` (K, H, W) of each sample, averaged over sizes and mirror images."""
         return self.augmented.infer(samples)
+
+
+class _AsOurs(nn.Module):
+    """A model of Detectron2's own with what `AugmentedModel` asks of one.
+
+    Args:
+        model: gives ``sem_seg``.
+    """
+
+    panoptic_on = False
+    instance_on = False
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def infer_each(self, samples: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+        """The result of one image after the other."""
+        yield from self.model(samples)
+
+
+def build_augmented_evaluation(cfg: Any, model: nn.Module) -> AugmentedEvaluation:
+    """The model as ``TEST.AUG`` wants it evaluated; shares its weights."""
+    ours = model if hasattr(model, "infer_each") else _AsOurs(model)
+    return AugmentedEvaluation(build_augmented_model(cfg, ours))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,8 +24,8 @@ from maskformer.engine.device import amp_dtype
 from maskformer.engine.optimizer import Clipper, build_clipper, build_optimizer, load_optimizer_state
 from maskformer.engine.schedule import build_scheduler
 from maskformer.errors import UserError
-from maskformer.evaluation.augmented import build_augmented_model
 from maskformer.integrations.detectron2 import data, evaluation
+from maskformer.integrations.detectron2.weights import MaskFormerCheckpointer
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ class Trainer(DefaultTrainer):
         return scheduler
 
     @classmethod
-    def build_train_loader(cls, cfg: Any, start_position: int = 0) -> TrainLoader:
+    def build_train_loader(cls, cfg: Any, start_position: int = 0) -> TrainLoader | data.LabelledBatches:
         """The samples of a native run, in its order; see `data.build_train_loader`."""
         return data.build_train_loader(cfg, start_position)
 
@@ -115,7 +116,7 @@ class Trainer(DefaultTrainer):
     def test_with_TTA(cls, cfg: Any, model: nn.Module) -> Mapping[str, Any]:  # noqa: N802 - Detectron2's name for it
         """Semantic metrics with test-time augmentation, as ``TEST.AUG`` says; names end in ``_TTA``."""
         logger.info("evaluating with test-time augmentation, at %d sizes", len(cfg.TEST.AUG.MIN_SIZES))
-        augmented = evaluation.AugmentedEvaluation(build_augmented_model(cfg, getattr(model, "module", model)))
+        augmented = evaluation.build_augmented_evaluation(cfg, getattr(model, "module", model))
         evaluators = [
             evaluation.build_evaluator(cfg, name, folder_name="inference_TTA", tasks=("sem_seg",))
             for name in cfg.DATASETS.TEST
@@ -125,6 +126,8 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self) -> list[HookBase]:
         """Detectron2's hooks, a line every ``LOG_PERIOD`` iterations, and test-time augmentation at the end."""
+        # Here, because one of the hooks saves with it.
+        self.checkpointer = MaskFormerCheckpointer(self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         hooks: list[HookBase] = super().build_hooks()
         writers = [hook for hook in hooks if isinstance(hook, detectron2_hooks.PeriodicWriter)]
         for hook in writers:
