@@ -97,7 +97,7 @@ def copy_file(source: Path, target: Path) -> None:
     linked = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     with suppress(OSError):
         target.parent.mkdir(parents=True, exist_ok=True)
-        os.link(source, linked)
+        os.link(source.resolve(), linked)  # of a symbolic link it would be the link, which leads nowhere from there
         linked.replace(target)
         linked.unlink(missing_ok=True)  # renaming one link to a file onto another does nothing
         return

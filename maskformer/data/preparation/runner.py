@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -161,11 +161,11 @@ def _one(step: Step[Any, Any], item: Any, overwrite: bool) -> _Done | _Failure:
 def verify(
     name: str, targets: Sequence[Path], outcome: Outcome[Any], *, official: int, kind: str = "label maps"
 ) -> None:
-    """Looks whether everything is there and says how much it is; removes what killed runs left half-written.
+    """Looks whether everything is there and says how much it is; removes what killed runs left half-written of it.
 
     Args:
         name: of the data set.
-        targets: the files that there must be.
+        targets: the files that there must be, at least one.
         outcome: of the run that made them.
         official: how many there are in the complete data set; another number is a warning, since parts of a data set
             are of use too.
@@ -174,21 +174,40 @@ def verify(
     Raises:
         UserError: if one of them is not there.
     """
-    listings = {folder: {path.name for path in folder.iterdir()} for folder in {path.parent for path in targets}}
-    missing = [path for path in targets if path.name not in listings[path.parent]]
+    missing = [path for path in targets if not path.is_file()]
     if missing:
         raise UserError(
             f"{len(missing)} {kind} of {name} have gone again, such as {str(missing[0])!r}: find out what removes "
             "them, and run the command again"
         )
-    for folder, names in listings.items():
-        for leftover in names:
-            if leftover.startswith(".") and leftover.endswith(".tmp"):
-                (folder / leftover).unlink(missing_ok=True)
-    where = os.path.commonpath([str(folder) for folder in listings])
+    folders = {path.parent for path in targets}
+    _remove_leftovers(folders, {path.name for path in targets})
+    where = os.path.commonpath([str(folder) for folder in folders])
     logger.info("%s: %d %s in %s (%d made, %d kept)", name, len(targets), kind, where, outcome.made, outcome.kept)
     if len(targets) != official:
         logger.warning("%s: the complete data set has %d %s, not %d", name, official, kind, len(targets))
+
+
+def _remove_leftovers(folders: Iterable[Path], names: Collection[str]) -> None:
+    """Removes the temporary files of `maskformer.writing` for these names, but not those of processes that live."""
+    for folder in folders:
+        for path in folder.glob(".*.tmp"):
+            name, _, pid = path.name[1 : -len(".tmp")].rpartition(".")
+            if name in names and pid.isdecimal() and not _lives(int(pid)):
+                path.unlink(missing_ok=True)
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process of this number runs; where that cannot be asked without harm, it is taken to."""
+    if os.name == "nt":  # where signal 0 is Ctrl-C
+        return True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def default_workers() -> int:

@@ -79,15 +79,23 @@ def test_a_worker_that_is_ended_from_outside(tmp_path: Path) -> None:
 def test_the_end_is_counted(tmp_path: Path, caplog: Any) -> None:
     caplog.set_level("INFO")
     outcome = runner.run(Doubles(tmp_path), range(3), what="numbers", workers=1)
-    (tmp_path / ".9.txt.123.tmp").touch()
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    leftover = tmp_path / f".1.txt.{ended.pid}.tmp"
+    # What a run beside this one is about to finish, and what is none of ours.
+    others = [tmp_path / f".{name}.tmp" for name in (f"1.txt.{os.getpid()}", f"9.txt.{ended.pid}", "1.txt.x", "note")]
+    for path in (leftover, *others):
+        path.touch()
     targets = [tmp_path / f"{i}.txt" for i in range(3)]
     runner.verify("toy", targets, outcome, official=3, kind="numbers")
     assert caplog.messages == [f"toy: 3 numbers in {tmp_path} (3 made, 0 kept)"]
-    assert not (tmp_path / ".9.txt.123.tmp").exists()
+    assert not leftover.exists()
+    assert all(path.exists() for path in others)
     caplog.clear()
     runner.verify("toy", targets, outcome, official=4, kind="numbers")
     assert caplog.messages[1] == "toy: the complete data set has 4 numbers, not 3"
     targets[1].unlink()
+    targets[1].symlink_to("nowhere")  # its name is there, but no file
     with pytest.raises(UserError, match=r"1 numbers of toy have gone again, such as '.*1.txt'"):
         runner.verify("toy", targets, outcome, official=3, kind="numbers")
 
@@ -124,7 +132,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, save: Callable[..., P
     # What a power failure can leave besides, whatever the order of writing and renaming was.
     (target / "ADE_val_00000001.png").write_bytes(b"")
     (target / "ADE_val_00000002.png").write_bytes((target / "ADE_val_00000002.png").read_bytes()[:-8])
-    (target / ".ADE_val_00000006.png.99.tmp").write_bytes(b"half")
+    (target / f".ADE_val_00000006.png.{process.pid}.tmp").write_bytes(b"half")
     blocked.unlink()
     blocked.write_bytes(content)
     times = {path.name: path.stat().st_mtime_ns for path in target.iterdir()}
@@ -229,6 +237,18 @@ def test_a_copy_takes_no_space_and_needs_no_links(tmp_path: Path, monkeypatch: p
     assert not (tmp_path / "c.jpg").samefile(source)
     with pytest.raises(UserError, match=r"'.*none.jpg' does not exist"):
         files.copy_file(tmp_path / "none.jpg", target)
+
+
+def test_a_copy_of_a_relative_link_is_the_file_it_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a.jpg").write_bytes(b"content")
+    source, target = tmp_path / "images" / "a.jpg", tmp_path / "deep" / "new" / "a.jpg"
+    source.parent.mkdir()
+    source.symlink_to("../elsewhere/a.jpg")
+    files.copy_file(source, target)
+    assert not target.is_symlink()
+    assert target.read_bytes() == b"content"
+    assert files.is_copy(source, target)
 
 
 def test_16_bits_survive(tmp_path: Path) -> None:
