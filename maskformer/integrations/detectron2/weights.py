@@ -152,7 +152,12 @@ class MaskFormerCheckpointer(DetectionCheckpointer):
 
 
 def published_tensors(file: WeightFile, family: layouts.Family) -> dict[str, Tensor]:
-    """The tensors of a weight file of this family under published names, without those of no use."""
+    """The tensors of a weight file of this family under published names, without those of no use.
+
+    Where the names are the published ones already, all are kept: the model that loads them knows which it has.
+    """
+    if family is _PUBLISHED:
+        return file.tensors
     if family is layouts.HUGGING_FACE:
         tensors = join_projections(file.tensors)
         full = our_names(tensors)
