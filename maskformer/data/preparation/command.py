@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from maskformer.data.dataset import datasets_root
 from maskformer.data.preparation.runner import default_workers
 from maskformer.errors import UserError
 
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 
 Prepare = Callable[[argparse.Namespace], None]
 
@@ -41,6 +44,27 @@ def build_parser(description: str, splits: Sequence[str]) -> argparse.ArgumentPa
     return parser
 
 
+class _TerminatedError(KeyboardInterrupt):
+    """SIGTERM, with which job schedulers and service managers end a process: it ends like one that Ctrl-C stops."""
+
+
+@contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """Lets SIGTERM end the block by an exception, so that worker processes are ended too."""
+    if threading.current_thread() is not threading.main_thread():  # only that one may set what a signal does
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise _TerminatedError
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @contextmanager
 def _speaking() -> Iterator[None]:
     """What is logged goes to standard output, as it is."""
@@ -64,19 +88,21 @@ def run_command(parser: argparse.ArgumentParser, prepare: Prepare, argv: Sequenc
         argv: arguments after the program's name; None takes those of the process.
 
     Returns:
-        Exit code: 0, 2 if something is missing or damaged, 130 after Ctrl-C.
+        Exit code: 0, 2 if something is missing or damaged, 130 after Ctrl-C, 143 after SIGTERM.
     """
     arguments = parser.parse_args(argv)
     arguments.root = (arguments.root or datasets_root()).expanduser()
     try:
-        with _speaking():
+        with _speaking(), _ending_in_order():
             prepare(arguments)
     except UserError as error:
         if arguments.debug:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2
-    except KeyboardInterrupt:
-        print("stopped by Ctrl-C; the same command goes on from here", file=sys.stderr)  # noqa: T201
-        return INTERRUPTED
+    except KeyboardInterrupt as stop:
+        terminated = isinstance(stop, _TerminatedError)
+        by = "SIGTERM" if terminated else "Ctrl-C"
+        print(f"stopped by {by}; the same command goes on from here", file=sys.stderr)  # noqa: T201
+        return TERMINATED if terminated else INTERRUPTED
     return 0

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import signal
+import threading
+import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -134,6 +137,7 @@ def _completed(futures: dict[Future[Any], int]) -> _Results:
         ) from error
 
 
+_WATCH_SECONDS = 1.0
 _remembered: tuple[Step[Any, Any], bool] | None = None
 
 
@@ -142,6 +146,19 @@ def _remember(step: Step[Any, Any], overwrite: bool) -> None:
     global _remembered
     _remembered = step, overwrite
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not what the main process does, which a fork has inherited
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Ends this worker soon after the main process, which a signal can end before it has ended the workers.
+
+    Without it they would wait for work for good: each has a copy of the pipe's other end.
+    """
+    parent, main = os.getppid(), multiprocessing.parent_process()
+    while os.getppid() == parent and (main is None or main.is_alive()):
+        time.sleep(_WATCH_SECONDS)
+    os._exit(1)
 
 
 def _one_remembered(item: Any) -> _Done | _Failure:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,48 @@ def test_too_many_failures_end_the_run(tmp_path: Path) -> None:
 def test_a_worker_that_is_ended_from_outside(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"probably because memory ran out: .* fewer --workers"):
         runner.run(Doubles(tmp_path, dies=(3,)), range(6), what="numbers", workers=2)
+
+
+SLOW = """
+import os, pathlib, sys, time
+from maskformer.data.preparation import command, runner
+
+class Sleeps:
+    def finished(self, item):
+        return None
+
+    def make(self, item):
+        (folder / f"{os.getpid()}.worker").touch()
+        time.sleep(0.02)
+        return item
+
+folder = pathlib.Path(sys.argv[1])
+work = lambda arguments: runner.run(Sleeps(), range(100_000), what="numbers", workers=2)
+sys.exit(command.run_command(command.build_parser("", ["val"]), work, []))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+@pytest.mark.parametrize(("sent", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGKILL", -9)])
+def test_workers_end_with_the_command(sent: str, code: int, tmp_path: Path) -> None:
+    words = [sys.executable, "-c", SLOW, str(tmp_path)]
+    process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True, text=True)
+    try:
+        deadline = time.monotonic() + 60
+        while len(list(tmp_path.glob("*.worker"))) < 2:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(getattr(signal, sent))
+        _, said = process.communicate(timeout=30)  # ends when the last of the processes has closed its output
+        assert process.returncode == code
+        assert "Traceback" not in said
+        if sent != "SIGKILL":
+            assert "the same command goes on from here" in said
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def test_the_end_is_counted(tmp_path: Path, caplog: Any) -> None:
