@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 
 from maskformer.data.datasets import shapes
+from maskformer.data.rle import check_runs
 from maskformer.errors import UserError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2"})
@@ -30,6 +31,8 @@ _DECODING_ERRORS = (
 _LABEL_MODES = frozenset({"1", "L", "P", "I", "I;16", "I;16B", "I;16L"})
 _ORIENTATION = 0x0112
 _PNG_EXIF = frozenset({"exif", "Raw profile type exif"})
+_FARTHEST = 2**20
+"""Pixels from the origin: pycocotools walks along a polygon's edges, and takes memory for every step."""
 
 
 def _cannot_read(path: str | Path, field: str, why: object) -> UserError:
@@ -83,6 +86,16 @@ def image_size(path: str | Path, field: str = "file_name") -> tuple[int, int]:
         except _DECODING_ERRORS as error:
             raise _cannot_read(path, field, _plain(error, path)) from error
     return (width, height) if turned else (height, width)
+
+
+def image_mode(path: str | Path, field: str = "file_name") -> str:
+    """Pillow's name for what the pixels of an image are, such as ``RGB``; only the header is read.
+
+    Raises:
+        UserError: if the file is missing or not an image.
+    """
+    with _open(path, field) as image:
+        return str(image.mode)
 
 
 def read_image(path: str | Path, image_format: str = "RGB", field: str = "file_name") -> np.ndarray:
@@ -203,27 +216,36 @@ def segmentation_to_rle(segmentation: Any, height: int, width: int, where: str) 
         ``size`` and ``counts`` as pycocotools takes them.
 
     Raises:
-        UserError: if it is none of these or was made for another size.
+        UserError: if it is none of these, or was made for another size or number of pixels.
     """
     from pycocotools import mask as coco_mask
 
     try:
-        if isinstance(segmentation, Mapping):
-            if list(segmentation["size"]) != [height, width]:
-                raise UserError(
-                    f"{where} has an RLE mask of size {list(segmentation['size'])} (height, width) but the image is "
-                    f"[{height}, {width}]: make the mask anew for this image"
-                )
-            counts = segmentation["counts"]
-            rle: Any = dict(segmentation)
-            if isinstance(counts, Sequence) and not isinstance(counts, (str, bytes)):
-                rle = coco_mask.frPyObjects(rle, height, width)
-        else:
-            rle = coco_mask.merge(coco_mask.frPyObjects([list(map(float, p)) for p in segmentation], height, width))
-        coco_mask.area(rle)  # reads the counts
-        return dict(rle)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+        if not isinstance(segmentation, Mapping):
+            rle: Any = coco_mask.merge(coco_mask.frPyObjects([_polygon(p) for p in segmentation], height, width))
+            return dict(rle)
+        if list(segmentation["size"]) != [height, width]:
+            raise UserError(
+                f"{where} has an RLE mask of size {list(segmentation['size'])} (height, width) but the image is "
+                f"[{height}, {width}]: make the mask anew for this image"
+            )
+        counts = segmentation["counts"]
+        check_runs(counts, height * width)
+        rle = {"size": [height, width], "counts": counts}
+        return rle if isinstance(counts, (str, bytes)) else dict(coco_mask.frPyObjects(rle, height, width))
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise UserError(f"{where} has a segmentation that is neither polygons nor RLE ({error}): correct it") from error
+
+
+def _polygon(points: Any) -> list[float]:
+    """The numbers of one polygon, as pycocotools takes them: four it would take for a box."""
+    numbers = np.asarray(points, dtype=np.float64)
+    if numbers.ndim != 1 or numbers.size < 6 or numbers.size % 2:
+        raise ValueError(f"a polygon of {numbers.size} numbers; it needs x and y of three points or more")
+    if not np.abs(numbers).max() <= _FARTHEST:
+        raise ValueError("a polygon with points that are far from every image")
+    polygon: list[float] = numbers.tolist()
+    return polygon
 
 
 def decode_segmentation(segmentation: Any, height: int, width: int, where: str) -> np.ndarray:

@@ -223,6 +223,61 @@ def test_bad_segmentation(bad: object) -> None:
     one_sentence(error, "annotation 3 of image 'a.jpg'")
 
 
+# 62 x 173: a run of 10726 pixels. What each of these does to pycocotools depends on its version: a traceback, a mask of
+# other pixels, or reading beyond its memory.
+@pytest.mark.parametrize(
+    ("counts", "words"),
+    [
+        ("zzzz", "characters that compressed RLE does not have"),
+        ("a b", "characters that compressed RLE does not have"),
+        ("oooooooo0", "numbers that no mask has"),
+        ("oo", "cut short"),
+        ("", "0 pixels, but the image has 10726"),
+        ([], "0 pixels, but the image has 10726"),
+        ([10**9], "a run of 1000000000 pixels in an image of 10726"),
+        ([0, 10**9], "a run of 1000000000 pixels"),
+        ([-5, 10], "a run of -5 pixels"),
+        ([10**30], "no whole numbers"),
+        ([10726.5], "no whole numbers"),
+        ([float("inf")], "no whole numbers"),
+        ([True, False], "no whole numbers"),
+        ([[10726]], "no whole numbers"),
+        ([10725], "10725 pixels, but the image has 10726"),
+        ([10000, 727], "10727 pixels, but the image has 10726"),
+    ],
+)
+def test_run_lengths_that_are_those_of_no_mask(counts: object, words: str) -> None:
+    with pytest.raises(UserError) as error:
+        decode_segmentation({"size": [62, 173], "counts": counts}, 62, 173, "p.json: the prediction of image 3")
+    one_sentence(error, "p.json: the prediction of image 3", words)
+
+
+def test_a_compressed_string_that_is_cut_short_anywhere() -> None:
+    mask = np.random.default_rng(0).random((62, 173)) < 0.02
+    counts = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode()
+    assert np.array_equal(decode_segmentation({"size": [62, 173], "counts": counts}, 62, 173, "x"), mask)
+    for end in range(len(counts)):
+        with pytest.raises(UserError, match="its counts"):
+            decode_segmentation({"size": [62, 173], "counts": counts[:end]}, 62, 173, "x")
+
+
+@pytest.mark.parametrize(
+    ("polygon", "words"),
+    [
+        ([1, 2], "a polygon of 2 numbers"),
+        ([1, 2, 3, 4], "a polygon of 4 numbers"),  # a box to pycocotools
+        ([1, 2, 3, 4, 5, 6, 7], "a polygon of 7 numbers"),
+        ([1, 2, 3, 4, 5, float("nan")], "far from every image"),
+        ([1, 2, 3, 4, 5, 1e12], "far from every image"),
+    ],
+)
+def test_polygons_that_enclose_nothing(polygon: list[float], words: str) -> None:
+    for segmentation in ([polygon], [[1, 1, 5, 1, 5, 4], polygon]):
+        with pytest.raises(UserError) as error:
+            decode_segmentation(segmentation, 6, 8, "annotation 3")
+        one_sentence(error, "annotation 3", words)
+
+
 def test_rle_of_another_size() -> None:
     with pytest.raises(UserError, match=r"size \[6, 9\]"):
         decode_segmentation({"size": [6, 9], "counts": [54]}, 6, 8, "annotation 3")
