@@ -36,14 +36,17 @@ class LabelMaps:
     """Raw annotation → label map."""
 
     def finished(self, item: Item) -> bool | None:
-        """True if the label map is whole and of the image's size."""
-        return files.is_whole(item.target, image_io.image_size(item.image)) or None
+        """True if the label map is what `make` writes."""
+        return (item.target.is_file() and files.holds(item.target, _label_map(item))) or None
 
     def make(self, item: Item) -> bool:
         """Writes the label map."""
-        raw = read_raw(item.image, item.raw)
-        files.write_label_map(raw - np.uint8(1), item.target)  # 0 becomes 255
+        files.write_label_map(_label_map(item), item.target)
         return True
+
+
+def _label_map(item: Item) -> np.ndarray:
+    return read_raw(item.image, item.raw) - np.uint8(1)  # 0 becomes 255
 
 
 def read_raw(image: Path, path: Path) -> np.ndarray:
@@ -54,10 +57,11 @@ def read_raw(image: Path, path: Path) -> np.ndarray:
     """
     raw = image_io.read_label_map(path, "annotation")
     files.check_same_size(image, raw.shape, path, "annotation")
-    if int(raw.max(initial=0)) > NUM_CLASSES:
+    lowest, highest = int(raw.min(initial=0)), int(raw.max(initial=0))
+    if lowest < 0 or highest > NUM_CLASSES:
         raise UserError(
-            f"annotation {str(path)!r} holds {int(raw.max())}, but ADE20K's raw annotations hold 0..{NUM_CLASSES}: "
-            "unpack the download again"
+            f"annotation {str(path)!r} holds {lowest if lowest < 0 else highest}, but ADE20K's raw annotations hold "
+            f"0..{NUM_CLASSES}: unpack the download again"
         )
     return raw.astype(np.uint8)
 

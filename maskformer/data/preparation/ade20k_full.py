@@ -54,35 +54,58 @@ class ShrunkPictures:
     labels: np.ndarray
 
     def finished(self, item: Item) -> bool | None:
-        """True if both files are whole and of the size they have to have."""
-        height, width = image_io.image_size(item.image)
-        size = target_size(height, width)
-        return (files.is_whole(item.target, size) and _is_whole_image(item, size)) or None
+        """True if the label map is what `make` writes, and the image is too, or, if shrunk, whole and of its size."""
+        if not item.target.is_file():
+            return None
+        original = image_io.image_size(item.image, "image")
+        size = target_size(*original)
+        if size == original:
+            whole = files.is_copy(item.image, item.target_image)
+        else:
+            whole = files.is_whole(item.target_image, size, "RGB")
+        return (whole and files.holds(item.target, self._label_map(item))) or None
 
     def make(self, item: Item) -> bool:
         """Writes both files, the label map last."""
-        raw = image_io.read_image(item.raw, "RGB", "annotation")
-        height, width = raw.shape[:2]
-        files.check_same_size(item.image, (height, width), item.raw, "annotation")
-        label_map = self.labels[raw[..., 0].astype(np.int64) // 10 * 256 + raw[..., 1]]
-        size = target_size(height, width)
-        if size == (height, width):
+        label_map = self._label_map(item)
+        original, size = image_io.image_size(item.image, "image"), label_map.shape
+        if size == original:
             files.copy_file(item.image, item.target_image)
         else:
-            image = Geometry((height, width)).then(Resize(*size)).apply_to_image(image_io.read_image(item.image))
+            pixels = image_io.read_image(item.image, field="image")
+            image = Geometry(original).then(Resize(*size)).apply_to_image(pixels)
             buffer = io.BytesIO()
             Image.fromarray(image).save(buffer, format="JPEG", quality=JPEG_QUALITY)
             with atomic_write(item.target_image) as file:
                 file.write(buffer.getvalue())
-            label_map = _nearest(label_map, size)
         files.write_label_map(label_map, item.target)
         return True
 
+    def _label_map(self, item: Item) -> np.ndarray:
+        """(H, W) uint16 of the size that the picture is shrunk to."""
+        raw = _read_coded(item.raw)
+        height, width = raw.shape[:2]
+        files.check_same_size(item.image, (height, width), item.raw, "annotation")
+        label_map: np.ndarray = self.labels[raw[..., 0].astype(np.int64) // 10 * 256 + raw[..., 1]]
+        size = target_size(height, width)
+        return label_map if size == (height, width) else _nearest(label_map, size)
 
-def _is_whole_image(item: Item, size: tuple[int, int]) -> bool:
-    if size == image_io.image_size(item.image):
-        return files.is_copy(item.image, item.target_image)
-    return files.is_whole(item.target_image, size)
+
+def _read_coded(path: Path) -> np.ndarray:
+    """The (H, W, 3) uint8 colours of a ``_seg.png``.
+
+    Raises:
+        UserError: if it is missing or damaged, or has no colours.
+    """
+    colors = image_io.read_image(path, "RGB", "annotation")
+    with Image.open(path) as image:
+        mode = image.mode
+    if mode not in ("RGB", "P"):
+        raise UserError(
+            f"annotation {str(path)!r} has mode {mode}, but ADE20K's *_seg.png are RGB images with the class in red "
+            "and green: unpack the download again"
+        )
+    return colors
 
 
 def target_size(height: int, width: int) -> tuple[int, int]:

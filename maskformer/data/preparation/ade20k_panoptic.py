@@ -49,14 +49,20 @@ class PanopticMaps:
     as_published: bool
 
     def finished(self, item: Item) -> dict[str, Any] | None:
-        """The annotation inside a PNG that is whole and was made in the same way."""
-        if not files.is_whole(item.target, image_io.image_size(item.image)):
+        """The annotation inside a PNG that is whole and was made of this picture in the same way.
+
+        Only this command writes such annotations, so what they were made from is not gone through again.
+        """
+        if not files.is_whole(item.target, image_io.image_size(item.image, "image"), "RGB"):
             return None
         try:
             kept = json.loads(files.read_texts(item.target)[_KEY])
-            return kept["annotation"] if kept["as_published"] is self.as_published else None
+            annotation: dict[str, Any] = kept["annotation"]
+            own = kept["as_published"] is self.as_published and annotation["file_name"] == item.target.name
+            listed = {0, *(segment["id"] for segment in annotation["segments_info"])}
         except (KeyError, TypeError, ValueError):
             return None
+        return annotation if own and set(np.unique(image_io.read_panoptic_ids(item.target))) <= listed else None
 
     def make(self, item: Item) -> dict[str, Any]:
         """Writes the PNG and returns its entry of the JSON, with ``height`` and ``width`` besides."""

@@ -43,11 +43,15 @@ class TrainIds:
     labels: np.ndarray
 
     def finished(self, item: Item) -> bool | None:
-        """True if the label map is whole and of the right size."""
-        return files.is_whole(item.target, image_io.image_size(item.raw, "label ids")) or None
+        """True if the label map is what `make` writes."""
+        return (item.target.is_file() and files.holds(item.target, self._label_map(item))) or None
 
     def make(self, item: Item) -> bool:
         """Writes the label map."""
+        files.write_label_map(self._label_map(item), item.target)
+        return True
+
+    def _label_map(self, item: Item) -> np.ndarray:
         raw = image_io.read_label_map(item.raw, "label ids")
         unknown = sorted(set(np.unique(raw).tolist()) - _KNOWN_IDS)
         if unknown:
@@ -55,8 +59,8 @@ class TrainIds:
                 f"label ids {str(item.raw)!r} hold {unknown[0]}, which is no id of Cityscapes (0..33): unpack the "
                 "download again"
             )
-        files.write_label_map(self.labels[raw], item.target)
-        return True
+        found: np.ndarray = self.labels[raw]
+        return found
 
 
 def label_table() -> np.ndarray:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from maskformer.data import image_io
 from maskformer.data.datasets import coco_stuff
 from maskformer.data.preparation import files, runner
 from maskformer.data.preparation.command import build_parser, run_command
@@ -37,26 +36,29 @@ class Pictures:
     """Image and ``.mat`` → image in the folder of its split, and label map."""
 
     def finished(self, item: Item) -> bool | None:
-        """True if both files are whole."""
-        if not item.image.is_file():
+        """True if both files are what `make` writes."""
+        if not (item.target.is_file() and item.image.is_file()):
             return None
-        size = image_io.image_size(item.image)
-        return (files.is_copy(item.image, item.target_image) and files.is_whole(item.target, size)) or None
+        same = files.is_copy(item.image, item.target_image)
+        return (same and files.holds(item.target, _label_map(item))) or None
 
     def make(self, item: Item) -> bool:
         """Writes both files, the label map last."""
-        raw = read_matlab_labels(item.raw)
+        label_map = _label_map(item)
         files.copy_file(item.image, item.target_image)
-        files.check_same_size(item.image, raw.shape, item.raw, "annotation")
-        lowest, highest = int(raw.min(initial=1)), int(raw.max(initial=1))
-        if lowest < 1 or highest > HIGHEST:
-            wrong = lowest if lowest < 1 else highest
-            raise UserError(
-                f"annotation {str(item.raw)!r} holds {wrong}, but COCO-Stuff v1.0 holds 1..{HIGHEST} "
-                f"(1 = unlabelled): {coco_stuff.DOWNLOAD}"
-            )
-        files.write_label_map((raw.astype(np.int32) - 2).astype(np.uint8), item.target)  # -1 becomes 255
+        files.write_label_map(label_map, item.target)
         return True
+
+
+def _label_map(item: Item) -> np.ndarray:
+    raw = read_matlab_labels(item.raw, item.image)
+    lowest, highest = int(raw.min(initial=1)), int(raw.max(initial=1))
+    if lowest < 1 or highest > HIGHEST:
+        raise UserError(
+            f"annotation {str(item.raw)!r} holds {lowest if lowest < 1 else highest}, but COCO-Stuff v1.0 holds "
+            f"1..{HIGHEST} (1 = unlabelled): {coco_stuff.DOWNLOAD}"
+        )
+    return (raw.astype(np.int32) - 2).astype(np.uint8)  # -1 becomes 255
 
 
 def _h5py() -> Any:
@@ -69,24 +71,48 @@ def _h5py() -> Any:
     return h5py
 
 
-def read_matlab_labels(path: Path) -> np.ndarray:
+def read_matlab_labels(path: Path, image: Path) -> np.ndarray:
     """The (H, W) matrix ``S`` of a ``.mat`` file in MATLAB's HDF5 format, which stores it transposed.
 
+    Nothing is read before type and size are known to be right, and nothing that lies outside of the file.
+
+    Args:
+        path: of the ``.mat`` file.
+        image: that the matrix must have the size of.
+
     Raises:
-        UserError: if the file is missing or damaged or has no such matrix of whole numbers, or h5py is not installed.
+        UserError: if a file is missing or damaged, or there is no such matrix of whole numbers of the image's size, or
+            h5py is not installed.
     """
     h5py = _h5py()
     if not path.is_file():
         raise UserError(f"annotation {str(path)!r} does not exist: {coco_stuff.DOWNLOAD}")
     try:
         with h5py.File(path, "r") as file:
-            stored = np.asarray(file["S"])
+            matrix: Any = file["S"] if isinstance(file.get("S", getlink=True), h5py.HardLink) else None
+            if not _is_matrix(matrix, h5py):
+                raise _no_matrix(path)
+            files.check_same_size(image, matrix.shape[::-1], path, "annotation")
+            stored = np.asarray(matrix)
     except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"annotation {str(path)!r} cannot be read ({reason:.120}): {coco_stuff.DOWNLOAD}") from error
-    if stored.ndim != 2 or not (np.issubdtype(stored.dtype, np.number) and np.array_equal(stored, stored.astype(int))):
-        raise UserError(f"annotation {str(path)!r} has an 'S' that is no matrix of whole numbers: unpack it again")
+    if stored.dtype.kind == "f" and not (np.isfinite(stored).all() and np.array_equal(stored, np.trunc(stored))):
+        raise _no_matrix(path)
     return stored.T
+
+
+def _is_matrix(value: Any, h5py: Any) -> bool:
+    """Whether this is a matrix of real numbers whose values lie in the file itself."""
+    if not isinstance(value, h5py.Dataset) or value.ndim != 2 or value.dtype.kind not in "iuf":
+        return False
+    return not value.is_virtual and not value.external
+
+
+def _no_matrix(path: Path) -> UserError:
+    return UserError(
+        f"annotation {str(path)!r} has no 'S' that is a matrix of whole numbers inside of the file: unpack it again"
+    )
 
 
 def pictures(own: Path, split: str) -> list[Item]:
@@ -99,7 +125,7 @@ def pictures(own: Path, split: str) -> list[Item]:
         files.require(own / folder, coco_stuff.DOWNLOAD)
     path = own / "imageLists" / f"{split}.txt"
     try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except FileNotFoundError:
         raise UserError(f"list {str(path)!r} does not exist: {coco_stuff.DOWNLOAD}") from None
     except (OSError, ValueError) as error:

@@ -38,10 +38,18 @@ def build_parser(description: str, splits: Sequence[str]) -> argparse.ArgumentPa
         "--root", type=Path, help="folder of all data sets (default: $DETECTRON2_DATASETS, else ./datasets)"
     )
     parser.add_argument("--splits", nargs="+", choices=splits, default=list(splits), help="parts to do (default: all)")
-    parser.add_argument("--workers", type=int, default=default_workers(), help="processes (default: %(default)s)")
+    parser.add_argument("--workers", type=_positive, default=default_workers(), help="processes (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="make also what is there already")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
+
+
+def _positive(text: str) -> int:
+    """A whole number of at least 1."""
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of processes: give 1 or more")
+    return number
 
 
 class _TerminatedError(KeyboardInterrupt):

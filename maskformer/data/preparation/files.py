@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -33,23 +34,36 @@ def stems(folder: Path, suffix: str) -> dict[str, Path]:
     return {path.name[: -len(suffix)]: path for path in sorted(found)}
 
 
-def is_whole(path: Path, size: tuple[int, int] | None = None) -> bool:
+def is_whole(path: Path, size: tuple[int, int], mode: str) -> bool:
     """Whether a file is an image that can be decoded to the end.
 
     Args:
         path: may be missing.
-        size: (H, W) that it must have; None: any.
+        size: (H, W) that it must have.
+        mode: that it must have, as Pillow calls it.
     """
+    return _whole_image(path, size, mode) is not None
+
+
+def holds(path: Path, labels: np.ndarray) -> bool:
+    """Whether a file is what `write_label_map` writes for these labels, (H, W) uint8 or uint16."""
+    image = _whole_image(path, labels.shape, Image.fromarray(labels[:1, :1]).mode)
+    return image is not None and np.array_equal(np.asarray(image), labels)
+
+
+def _whole_image(path: Path, size: tuple[int, ...], mode: str) -> Image.Image | None:
     if not path.is_file():
-        return False
+        return None
     try:
         with Image.open(path) as image:
             image.verify()  # the checksums of a PNG to its very end, which decoding does not ask for
         with Image.open(path) as image:
+            if image.size != (size[1], size[0]) or image.mode != mode:
+                return None
             image.load()
-            return size is None or image.size == (size[1], size[0])
+            return image
     except Exception:  # whatever a damaged file leads to: it is made again
-        return False
+        return None
 
 
 def write_label_map(labels: np.ndarray, path: Path, texts: Mapping[str, str] | None = None) -> None:
@@ -75,15 +89,15 @@ def write_label_map(labels: np.ndarray, path: Path, texts: Mapping[str, str] | N
 
 
 def read_texts(path: Path) -> dict[str, str]:
-    """The texts inside a PNG that is whole."""
+    """The texts inside a PNG."""
     with Image.open(path) as image:
         image.load()
         return {str(key): str(value) for key, value in image.info.items() if isinstance(value, str)}
 
 
 def is_copy(source: Path, target: Path) -> bool:
-    """Whether a target is there and as long as its source."""
-    return target.is_file() and target.stat().st_size == source.stat().st_size
+    """Whether a target is there and has the source's content."""
+    return target.is_file() and (target.samefile(source) or filecmp.cmp(source, target, shallow=False))
 
 
 def copy_file(source: Path, target: Path) -> None:
@@ -115,4 +129,4 @@ def check_same_size(image: Path, label_size: tuple[int, ...], label: Path, field
     Raises:
         UserError: naming both.
     """
-    image_io.check_size(label_size, image_io.image_size(image), label, field, f"image {str(image)!r}")
+    image_io.check_size(label_size, image_io.image_size(image, "image"), label, field, f"image {str(image)!r}")

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -33,7 +34,7 @@ class Step(Protocol[Item, Result]):
     """What is done with each item of a preparation, in any process and order."""
 
     def finished(self, item: Item) -> Result | None:
-        """The result of an item whose files are there and whole, as an earlier run left them; else None."""
+        """The result of an item whose files are there, whole and as `make` makes them; else None."""
 
     def make(self, item: Item) -> Result:
         """Makes the files of an item, none of which ever exists half-written.
@@ -62,13 +63,15 @@ class Outcome(Generic[R]):
 class _Done:
     result: Any
     made: bool
+    replaced: bool = False
 
 
 @dataclass(frozen=True)
 class _Failure:
-    """A `UserError` on its way out of a worker."""
+    """An error on its way out of a worker, in one sentence; with the traceback of one that nobody thought of."""
 
     message: str
+    trace: str = ""
 
 
 def run(step: Step[Any, R], items: Sequence[Any], *, what: str, workers: int, overwrite: bool = False) -> Outcome[R]:
@@ -76,35 +79,42 @@ def run(step: Step[Any, R], items: Sequence[Any], *, what: str, workers: int, ov
 
     Args:
         step: what is done with each item; pickled once for each worker.
-        items: picklable.
+        items: picklable; an attribute ``target`` is the file that is made, ``raw`` what it is made from.
         what: is made, named in progress and errors.
         workers: processes; 1 works in this one.
         overwrite: make also what is there.
 
     Raises:
-        UserError: if some items cannot be made: the others are made all the same, up to `MOST_FAILURES`.
+        UserError: if some items cannot be made, for whatever reason: the others are made all the same, up to
+            `MOST_FAILURES`.
     """
     done: dict[int, _Done] = {}
-    failures: dict[int, str] = {}
+    failures: dict[int, _Failure] = {}
     # Processes first: a progress bar has a thread, which they must not be forked beside.
     with _results(step, items, workers, overwrite) as results, progress(what, len(items)) as report:
         for index, result in results:
             if isinstance(result, _Failure):
-                failures[index] = result.message
+                failures[index] = result
             else:
                 done[index] = result
             report(len(done) + len(failures))
             if len(failures) >= MOST_FAILURES:
                 break
     if failures:
-        raise UserError(_sentence(failures, what, len(done)))
+        first = failures[min(failures)]
+        raise UserError(_sentence(failures, what, len(done))) from (RuntimeError(first.trace) if first.trace else None)
     ordered = [done[index] for index in range(len(items))]
+    replaced = sum(one.replaced for one in ordered)
+    if replaced:
+        logger.warning(
+            "%d %s were there, but damaged or other than this command makes them, and were made again", replaced, what
+        )
     made = sum(one.made for one in ordered)
     return Outcome([one.result for one in ordered], made, len(ordered) - made)
 
 
-def _sentence(failures: dict[int, str], what: str, done: int) -> str:
-    first = failures[min(failures)]
+def _sentence(failures: dict[int, _Failure], what: str, done: int) -> str:
+    first = failures[min(failures)].message
     others = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
     return f"{first}{others}; {done} {what} are finished, and running the same command again makes the others"
 
@@ -169,9 +179,18 @@ def _one_remembered(item: Any) -> _Done | _Failure:
 def _one(step: Step[Any, Any], item: Any, overwrite: bool) -> _Done | _Failure:
     try:
         kept = None if overwrite else step.finished(item)
-        return _Done(kept, False) if kept is not None else _Done(step.make(item), True)
+        if kept is not None:
+            return _Done(kept, False)
+        target = getattr(item, "target", None)
+        replaced = not overwrite and isinstance(target, Path) and target.exists()
+        return _Done(step.make(item), True, replaced)
     except UserError as error:
         return _Failure(str(error))
+    except Exception as error:  # one picture that nobody thought of must not end the work on all others
+        source = str(getattr(item, "raw", item))
+        reason = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+        message = f"what {source!r} belongs to cannot be made ({reason:.200}): unpack it again, or report this"
+        return _Failure(message, traceback.format_exc())
 
 
 # ------------------------------------------------------------------ the end

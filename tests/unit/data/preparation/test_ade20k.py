@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from maskformer.data import get_dataset
-from maskformer.data.preparation import ade20k, ade20k_panoptic
+from maskformer.data.preparation import ade20k, ade20k_panoptic, files
 from maskformer.data.recipes import TestRecipe
 from maskformer.errors import UserError
 
@@ -91,6 +92,33 @@ def test_other_values_are_refused(write: Callable[..., Path], tmp_path: Path) ->
     write(raw=np.array(RAW) + 1)
     with pytest.raises(UserError, match=r"ADE_val_00000001.png' holds 151, but .* 0..150"):
         ade20k.prepare(tmp_path, ["val"], workers=1)
+
+
+def test_numbers_below_0_are_refused(write: Callable[..., Path], tmp_path: Path) -> None:
+    path = write() / "annotations" / "validation" / "ADE_val_00000001.png"
+    Image.fromarray(np.array(RAW, np.int32) - 1).save(path, format="TIFF")
+    with pytest.raises(UserError, match=r"ADE_val_00000001.png' holds -1, but .* 0..150"):
+        ade20k.prepare(tmp_path, ["val"], workers=1)
+
+
+@pytest.mark.parametrize("kind", ["raw", "mode", "size"])
+def test_another_file_in_the_place_of_ours_is_made_again(
+    write: Callable[..., Path], tmp_path: Path, save: Save, read: Read, caplog: Any, kind: str
+) -> None:
+    """Such as a raw annotation, which looks like a label map and would train one class off."""
+    target = write() / "annotations_detectron2" / "validation" / "ADE_val_00000001.png"
+    labels = (np.array(RAW) - 1) % 256
+    save({"raw": RAW, "mode": labels[..., None].repeat(3, -1), "size": labels[1:]}[kind], target)
+    caplog.set_level("INFO")
+    ade20k.prepare(tmp_path, ["val"], workers=1)
+    assert read(target) == labels.tolist()
+    (warning,) = [record.message for record in caplog.records if "made again" in record.message]
+    assert warning.startswith("1 label maps of ade20k_sem_seg_val were there, but damaged or other than")
+    assert "(1 made, 0 kept)" in caplog.text
+    caplog.clear()
+    ade20k.prepare(tmp_path, ["val"], workers=1)
+    assert "made again" not in caplog.text
+    assert "(0 made, 1 kept)" in caplog.text
 
 
 def test_an_image_without_annotation_is_named(write: Callable[..., Path], tmp_path: Path) -> None:
@@ -193,6 +221,24 @@ def test_what_is_kept_stands_in_the_png(write: Callable[..., Path], tmp_path: Pa
     assert "1 panoptic PNGs" in caplog.text
     assert "(0 made, 1 kept)" in caplog.text
     assert (own / "ade20k_panoptic_val.json").read_text() == first
+
+
+@pytest.mark.parametrize("kind", ["another picture's", "another's pixels", "no texts", "grey"])
+def test_panoptic_pngs_that_are_not_ours_are_made_again(
+    write: Callable[..., Path], tmp_path: Path, save: Save, read: Read, kind: str
+) -> None:
+    own = write()
+    prepare(tmp_path)
+    target, before = own / "ade20k_panoptic_val" / "ADE_val_00000001.png", ids_of(own, read)
+    texts, pixels = files.read_texts(target), np.array(read(target), np.uint8)
+    if kind == "another picture's":
+        texts = {key: text.replace("ADE_val_00000001", "ADE_val_00000002") for key, text in texts.items()}
+    elif kind == "another's pixels":
+        pixels[0, 0] = 1
+    files.write_label_map(pixels[..., 0] if kind == "grey" else pixels, target, {} if kind == "no texts" else texts)
+    prepare(tmp_path)
+    assert np.array_equal(ids_of(own, read), before)
+    assert files.read_texts(target)["segments_info"].count("ADE_val_00000001") == 2
 
 
 @pytest.mark.parametrize(("kind", "words"), [(0, r"classes \[0, 4\]"), (101, r"classes \[4, 101\]")])

@@ -118,6 +118,42 @@ def test_a_picture_of_no_split() -> None:
         split_of("other", "ADE_test_1.jpg")
 
 
+@pytest.mark.parametrize(("mode", "taken"), [("P", True), ("L", False), ("RGBA", False)])
+def test_annotations_without_colours_are_refused(
+    write: Callable[..., Path], tmp_path: Path, mode: str, taken: bool
+) -> None:
+    own = write(coded([[WALL, SKY, WALL]]), "ADE_val_1")
+    path = tmp_path / FOLDER / "ADE_val_1_seg.png"
+    with Image.open(path) as image:
+        # Of the colours of these two classes a palette keeps all.
+        image.quantize(2, dither=Image.Dither.NONE).save(path) if mode == "P" else image.convert(mode).save(path)
+    if taken:
+        ade20k_full.prepare(tmp_path, ["val"], workers=1)
+        with Image.open(own / "annotations_detectron2" / "validation" / "ADE_val_1.tif") as image:
+            assert np.asarray(image).tolist() == [[0, 2, 0]]
+        return
+    with pytest.raises(UserError, match=rf"ADE_val_1_seg.png' has mode {mode}, but ADE20K's \*_seg.png are RGB"):
+        ade20k_full.prepare(tmp_path, ["val"], workers=1)
+
+
+@pytest.mark.parametrize("side", [4, 600])
+def test_other_files_in_the_place_of_ours_are_made_again(
+    write: Callable[..., Path], tmp_path: Path, save: Save, side: int
+) -> None:
+    own = write(np.full((side, side, 3), (*SKY, 0)), "ADE_val_1")
+    small = min(side, 512)
+    target = own / "annotations_detectron2" / "validation" / "ADE_val_1.tif"
+    image = save(np.zeros((small, small, 3)), own / "images_detectron2" / "validation" / "ADE_val_1.jpg")
+    for labels in (np.full((small, small), 3, np.uint16), np.full((small, small), 2, np.uint8)):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(labels).save(target)
+        ade20k_full.prepare(tmp_path, ["val"], workers=1)
+        with Image.open(target) as made:
+            assert (made.mode, np.unique(np.asarray(made)).tolist()) == ("I;16", [2])
+    with Image.open(image) as made:
+        assert np.asarray(made).any()
+
+
 # ------------------------------------------------------------------ the index
 class Hostile:
     def __reduce__(self) -> tuple[Any, ...]:

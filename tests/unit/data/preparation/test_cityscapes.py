@@ -53,6 +53,14 @@ def test_cities_are_kept_apart(write: Callable[..., Path], tmp_path: Path) -> No
         assert Path(record["file_name"]).parent.name == Path(record["sem_seg_file_name"]).parent.name
 
 
+def test_label_ids_in_the_place_of_train_ids_are_made_again(
+    write: Callable[..., Path], tmp_path: Path, save: Save, read: Read
+) -> None:
+    target = save([[7, 8, 0]], write([[7, 8, 0]]))
+    cityscapes.prepare(tmp_path, ["val"], workers=1)
+    assert read(target) == [[0, 1, 255]]
+
+
 def test_what_cannot_be_used(write: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gtFine/val' does not exist: .*gtFine_trainvaltest.zip"):
         cityscapes.prepare(tmp_path, ["val"], workers=1)

@@ -63,12 +63,19 @@ def test_other_values_are_refused(write: Callable[..., Path], tmp_path: Path, va
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"matrix": S, "field": "T"}, "cannot be read"),
-        ({"matrix": [[1.5, 2, 3], [1, 1, 1]]}, "no matrix of whole numbers"),
-        ({"matrix": [1, 2, 3]}, "no matrix of whole numbers"),
+        ({"matrix": S, "field": "T"}, "has no 'S' that is a matrix of whole numbers"),
+        ({"matrix": [[1.5, 2, 3], [1, 1, 1]]}, "a matrix of whole numbers"),
+        ({"matrix": [[np.nan, 2, 3], [1, 1, 1]]}, "a matrix of whole numbers"),
+        ({"matrix": [[np.inf, 2, 3], [1, 1, 1]]}, "a matrix of whole numbers"),
+        ({"matrix": S, "dtype": np.complex128}, "a matrix of whole numbers"),
+        ({"matrix": S, "dtype": "S1"}, "a matrix of whole numbers"),
+        ({"matrix": [1, 2, 3]}, "a matrix of whole numbers"),
         ({"matrix": [[1, 2], [3, 4]]}, "is 2x2 pixels"),
+        ({"matrix": [[1e300, 2, 3], [1, 1, 1]]}, "holds 1"),
+        ({"matrix": [[2**64 - 1, 2, 3], [1, 1, 1]], "dtype": np.uint64}, "holds 18446744073709551615"),
     ],
 )
+@pytest.mark.filterwarnings("error")
 def test_matrices_that_cannot_be_used(
     write: Callable[..., Path], tmp_path: Path, options: dict[str, Any], words: str
 ) -> None:
@@ -77,6 +84,57 @@ def test_matrices_that_cannot_be_used(
         coco_stuff.prepare(tmp_path, ["test"], workers=1)
     assert words in str(error.value)
     assert "a.mat" in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["soft", "external", "outside", "virtual", "group", "absurd"])
+def test_what_is_no_matrix_inside_of_the_file(write: Callable[..., Path], tmp_path: Path, kind: str) -> None:
+    """Links to elsewhere are not followed, and nothing is read that is not of the image's size."""
+    own = write(S, "a", "b")
+    values = np.array(S, np.uint8).T.copy()
+    (tmp_path / "raw").write_bytes(values.tobytes())
+    with h5py.File(own / "annotations" / "b.mat", "w") as file:
+        if kind == "soft":
+            file["T"], file["S"] = values, h5py.SoftLink("/T")
+        elif kind == "external":
+            file["S"] = h5py.ExternalLink(str(own / "annotations" / "a.mat"), "/S")
+        elif kind == "outside":
+            file.create_dataset("S", (3, 2), "u1", external=[(str(tmp_path / "raw"), 0, 6)])
+        elif kind == "virtual":
+            layout = h5py.VirtualLayout((3, 2), "f8")
+            layout[:] = h5py.VirtualSource(str(own / "annotations" / "a.mat"), "S", (3, 2))
+            file.create_virtual_dataset("S", layout)
+        elif kind == "group":
+            file.create_group("S")
+        else:
+            file.create_dataset("S", (2**20, 2**30), "f8", chunks=(16, 16))
+    words = "is 1048576x1073741824 pixels" if kind == "absurd" else "has no 'S' that is a matrix"
+    with pytest.raises(UserError, match=rf"b.mat' {words}.*; 1 pictures of"):
+        coco_stuff.prepare(tmp_path, ["test"], workers=1)
+
+
+def test_lists_may_begin_with_a_mark_of_their_encoding(write: Callable[..., Path], tmp_path: Path) -> None:
+    own = write(S, "a")
+    (own / "imageLists" / "test.txt").write_bytes(b"\xef\xbb\xbfa\r\n")
+    coco_stuff.prepare(tmp_path, ["test"], workers=1)
+    assert [path.name for path in (own / "annotations_detectron2" / "test").iterdir()] == ["a.png"]
+
+
+def test_other_files_in_the_place_of_ours_are_made_again(
+    write: Callable[..., Path], tmp_path: Path, save: Save, read: Read, caplog: Any
+) -> None:
+    own = write(S, "a", "b", "c")
+    save([[0, 1, 2], [171, 81, 0]], own / "annotations_detectron2" / "test" / "a.png")  # one too many
+    (own / "images_detectron2" / "test").mkdir(parents=True)
+    for name in "abc":
+        (own / "images_detectron2" / "test" / f"{name}.jpg").write_bytes((own / "images" / "a.jpg").read_bytes())
+    save(np.ones((2, 3, 3)) * 200, own / "images" / "b.jpg")
+    caplog.set_level("INFO")
+    coco_stuff.prepare(tmp_path, ["test"], workers=1)
+    assert read(own / "annotations_detectron2" / "test" / "a.png") == [[255, 0, 1], [170, 80, 255]]
+    same = (own / "images_detectron2" / "test" / "b.jpg").read_bytes() == (own / "images" / "b.jpg").read_bytes()
+    assert same
+    assert sum("1 pictures of coco_2017_test_stuff_10k_sem_seg were there" in line for line in caplog.messages) == 1
+    assert "(3 made, 0 kept)" in caplog.text
 
 
 def test_damaged_and_missing_files_are_named(write: Callable[..., Path], tmp_path: Path) -> None:

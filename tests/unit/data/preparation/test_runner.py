@@ -33,6 +33,7 @@ class Doubles:
     folder: Path
     bad: tuple[int, ...] = ()
     dies: tuple[int, ...] = ()
+    breaks: tuple[int, ...] = ()
 
     def finished(self, item: int) -> int | None:
         path = self.folder / f"{item}.txt"
@@ -41,6 +42,8 @@ class Doubles:
     def make(self, item: int) -> int:
         if item in self.dies:
             os.kill(os.getpid(), signal.SIGKILL)
+        if item in self.breaks:
+            raise MemoryError("Unable to allocate 8.00 EiB")
         if item in self.bad:
             raise UserError(f"number {item} is bad")
         (self.folder / f"{item}.txt").write_text(str(2 * item))
@@ -70,6 +73,18 @@ def test_too_many_failures_end_the_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"number 0 is bad \(and 9 more\)"):
         runner.run(Doubles(tmp_path, bad=tuple(range(30))), range(40), what="numbers", workers=1)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_errors_that_nobody_thought_of_name_the_picture(workers: int, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        runner.run(Doubles(tmp_path, breaks=(3,)), range(6), what="numbers", workers=workers)
+    assert str(error.value) == (
+        "what '3' belongs to cannot be made (MemoryError: Unable to allocate 8.00 EiB): unpack it again, or report "
+        "this; 5 numbers are finished, and running the same command again makes the others"
+    )
+    assert "in make" in str(error.value.__cause__)  # the traceback, which --debug shows
+    assert len(list(tmp_path.iterdir())) == 5
 
 
 def test_a_worker_that_is_ended_from_outside(tmp_path: Path) -> None:
@@ -236,6 +251,14 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
         assert part in said
 
 
+@pytest.mark.parametrize("number", ["0", "-1", "two", "1.5"])
+def test_numbers_of_workers_that_are_none(number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cityscapes.main(["--workers", number])
+    assert stopped.value.code == 2
+    assert f"--workers: '{number}' is no number of processes: give 1 or more" in capsys.readouterr().err
+
+
 def test_ctrl_c_is_no_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted(*arguments: Any, **options: Any) -> None:
         raise KeyboardInterrupt
@@ -300,7 +323,14 @@ def test_16_bits_survive(tmp_path: Path) -> None:
     with Image.open(tmp_path / "a.tif") as image:
         assert image.mode == "I;16"
         assert np.array_equal(np.asarray(image), values)
-    assert files.is_whole(tmp_path / "a.tif", (2, 3))
-    assert not files.is_whole(tmp_path / "a.tif", (3, 2))
-    (tmp_path / "a.tif").write_bytes((tmp_path / "a.tif").read_bytes()[:-200])
-    assert not files.is_whole(tmp_path / "a.tif")
+    path = tmp_path / "a.tif"
+    assert files.is_whole(path, (2, 3), "I;16")
+    assert files.holds(path, values)
+    assert not files.is_whole(path, (3, 2), "I;16")
+    assert not files.is_whole(path, (2, 3), "L")
+    assert not files.holds(path, values.T)
+    assert not files.holds(path, values.astype(np.uint8))
+    assert not files.holds(path, values + np.uint16(1))
+    path.write_bytes(path.read_bytes()[:-200])
+    assert not files.is_whole(path, (2, 3), "I;16")
+    assert not files.holds(path, values)
