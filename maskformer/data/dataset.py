@@ -99,8 +99,8 @@ class Dataset:
 
 
 def datasets_root() -> Path:
-    """The folder under which the built-in data sets lie: ``$DETECTRON2_DATASETS``, else ``./datasets``."""
-    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
+    """The folder under which the built-in data sets lie: ``$DETECTRON2_DATASETS``, else or if empty ``./datasets``."""
+    return Path(os.environ.get("DETECTRON2_DATASETS") or "datasets").expanduser()
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:

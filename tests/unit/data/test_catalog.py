@@ -12,7 +12,7 @@ from PIL import Image
 
 from maskformer.data import build_recipe, catalog, dataset_names, get_dataset, get_metadata, labels
 from maskformer.data.checks import check_dataset_against_config, check_same_classes, check_test_classes
-from maskformer.data.dataset import Metadata, distinct_colors, nearest
+from maskformer.data.dataset import Metadata, datasets_root, distinct_colors, nearest
 from maskformer.errors import UserError
 from tests.miniatures import NAMES, family_of, make_miniature
 
@@ -130,6 +130,14 @@ def test_labels_that_mean_nothing_are_refused(
         labels.read_semantic(record, dataset.metadata)
     for part in (f"holds the label {value}", str(path), remedy):
         assert part in str(error.value)
+
+
+@pytest.mark.parametrize(("value", "root"), [(None, "datasets"), ("", "datasets"), ("~", str(Path.home()))])
+def test_where_data_sets_lie(value: str | None, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
+    if value is not None:
+        monkeypatch.setenv("DETECTRON2_DATASETS", value)
+    assert datasets_root() == Path(root)
 
 
 @pytest.mark.parametrize(
