@@ -222,6 +222,8 @@ def check_config(cfg: Any, processes: int) -> None:
             value = value[part]
         if value != idle:
             raise UserError(f"{key} is {value!r}, which only tools/train_net.py does; train with it, or set {idle!r}")
+    if not cfg.DATASETS.TRAIN:
+        raise UserError("DATASETS.TRAIN is empty: name the data set to train on, such as ('folder:my_data:train',)")
     solver = cfg.SOLVER
     share = -(-solver.IMS_PER_BATCH // processes)
     if 0 < solver.MAX_IMS_PER_DEVICE < share:
