@@ -88,16 +88,6 @@ def image_size(path: str | Path, field: str = "file_name") -> tuple[int, int]:
     return (width, height) if turned else (height, width)
 
 
-def image_mode(path: str | Path, field: str = "file_name") -> str:
-    """Pillow's name for what the pixels of an image are, such as ``RGB``; only the header is read.
-
-    Raises:
-        UserError: if the file is missing or not an image.
-    """
-    with _open(path, field) as image:
-        return str(image.mode)
-
-
 def read_image(path: str | Path, image_format: str = "RGB", field: str = "file_name") -> np.ndarray:
     """Reads a colour image; palette, grey, CMYK and transparent images are converted, transparency is dropped.
 
