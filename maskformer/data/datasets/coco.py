@@ -16,6 +16,7 @@ from typing import Any
 from maskformer.data.dataset import Dataset, Metadata, Record, datasets_root
 from maskformer.data.datasets.files import require_files, require_folder
 from maskformer.data.datasets.tables import read_table
+from maskformer.data.paths import inside
 from maskformer.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -122,11 +123,11 @@ def panoptic_records(metadata: Metadata, image_root: Path, remedy: str) -> list[
             ]
             records.append(
                 {
-                    "file_name": str(image_root / image["file_name"]),
+                    "file_name": str(inside(image_root, image["file_name"], path)),
                     "image_id": image["id"],
                     "height": int(image["height"]),
                     "width": int(image["width"]),
-                    "pan_seg_file_name": str(png_root / annotation["file_name"]),
+                    "pan_seg_file_name": str(inside(png_root, annotation["file_name"], path)),
                     "segments_info": segments,
                 }
             )
@@ -170,7 +171,7 @@ def instance_records(metadata: Metadata, image_root: Path, remedy: str) -> list[
             )
         records: list[Record] = [
             {
-                "file_name": str(image_root / images[image_id]["file_name"]),
+                "file_name": str(inside(image_root, images[image_id]["file_name"], path)),
                 "image_id": image_id,
                 "height": int(images[image_id]["height"]),
                 "width": int(images[image_id]["width"]),

@@ -271,6 +271,29 @@ def test_bad_panoptic_json(make_folder: Make, changes: dict[str, Any], parts: tu
     refused(panoptic_folder(make_folder, **changes), *parts)
 
 
+@pytest.mark.parametrize("key", ["images", "annotations"])
+@pytest.mark.parametrize("place", ["{root}/outside.png", "../../outside.png"])
+def test_json_that_names_files_outside(make_folder: Make, key: str, place: str) -> None:
+    root = panoptic_folder(make_folder)
+    image(root / "outside.png")  # it is there, and would be read
+    content = write_panoptic(root)
+    content[key][0]["file_name"] = place.format(root=root)
+    write_panoptic(root, **content)
+    refused(root, "panoptic_train.json has the file_name", "outside.png", "leaves the folder")
+
+
+def test_json_that_names_files_in_folders_below(make_folder: Make) -> None:
+    root = panoptic_folder(make_folder)
+    content = write_panoptic(root)
+    for key, where in (("images", "images/train"), ("annotations", "annotations/panoptic_train")):
+        content[key][0]["file_name"] = "city/b.png"
+        image(root / where / "city/b.png")
+    write_panoptic(root, **content)
+    (record,) = records(root)
+    assert record["file_name"] == str(root / "images/train/city/b.png")
+    assert record["pan_seg_file_name"] == str(root / "annotations/panoptic_train/city/b.png")
+
+
 def test_missing_panoptic_files(make_folder: Make) -> None:
     root = panoptic_folder(make_folder)
     (root / "annotations/panoptic_train/a.png").unlink()
@@ -315,6 +338,16 @@ def test_instance_folder(make_folder: Make, caplog: Any) -> None:
     del content["annotations"][0]["segmentation"]
     (root / "instances_train.json").write_text(json.dumps(content))
     refused(root, "KeyError: 'segmentation'")
+
+
+def test_instances_that_name_images_outside(make_folder: Make) -> None:
+    root = make_folder([], yaml="instances: instances_{split}.json\n")
+    image(root / "images/train/a.jpg")
+    image(root / "b.jpg")
+    images = [{"id": 1, "file_name": "../../b.jpg", "height": 3, "width": 4}]
+    content = {"images": images, "categories": CATEGORIES, "annotations": []}
+    (root / "instances_train.json").write_text(json.dumps(content))
+    refused(root, "instances_train.json has the file_name '../../b.jpg'", "leaves the folder")
 
 
 def test_masks_of_16_bits(make_folder: Make) -> None:
