@@ -182,8 +182,8 @@ def part_of(name: str) -> str | None:
 
 def to_ours(name: str, kind: BackboneKind) -> str | None:
     """Our name for a published one, in a model with this kind of backbone; None if there is none."""
-    if kind == "other" and name.startswith("backbone.body."):
-        return f"network.{name}"  # of a timm model that Detectron2 saved: its parts have no published names
+    if name.startswith("backbone.body."):
+        return f"network.{name}"  # of a timm model that Detectron2 saved: what has no published name keeps its own
     ours = translate(current_version(name), _rules(kind, False))
     # A name that would not come back was matched by accident.
     return ours if ours is not None and to_published(ours, kind) == current_version(name) else None

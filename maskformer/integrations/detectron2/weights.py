@@ -31,6 +31,13 @@ _PUBLISHED = next(family for family in layouts.FAMILIES if family.title == "publ
 _COUNTER = "num_batches_tracked"
 
 
+class PublishedPlace:
+    """Stands in a model where the published one has a module: Detectron2 looks it up to report a tensor's other shape.
+
+    The module itself has our name; this one holds nothing but further places.
+    """
+
+
 class PublishedNames:
     """Lets a module of ours appear in state dicts under the published names of one part of a model.
 
@@ -50,6 +57,12 @@ class PublishedNames:
         module.register_state_dict_post_hook(partial(self.after_saving))
         module.register_load_state_dict_pre_hook(self.before_loading)
         module.register_load_state_dict_post_hook(self.after_loading)
+        for name in self.table(module).values():
+            place: Any = module
+            for part in name.split(".")[:-1]:
+                if not hasattr(place, part):
+                    place.__dict__[part] = PublishedPlace()
+                place = getattr(place, part)
 
     def table(self, module: nn.Module) -> dict[str, str]:
         """Own name of each tensor of `module` → its published name, both without the part's."""
