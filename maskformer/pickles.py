@@ -17,11 +17,26 @@ from typing import Any
 import numpy as np
 
 _PLAIN_TYPE = re.compile(r"[<>=|]?[biuf](1|2|4|8)")
-_TEXT_TYPE = re.compile(r"U[1-9]\d{0,5}|O[48]?")
+_TEXT_TYPE = re.compile(r"[US][1-9]\d{0,5}|O[48]?")
+_UNREAD_TYPE = re.compile(r"[US]0|c(8|16|32)|f16|[mM]8")
+_UNREAD_NAMES = ("range", "xrange", "complex", "bytearray", "slice")
 
 
 class RefusedError(Exception):
     """The pickle asks for something that data does not need; the message says what, as a noun."""
+
+
+class CodeRefusedError(RefusedError):
+    """The pickle asks for something that the standard reader would run, or tries to change this one."""
+
+
+class Unread:
+    """A harmless value of a type that nobody needs; what the file says of it is dropped."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        pass
 
 
 class InertArray:
@@ -75,7 +90,7 @@ class _Inert:
     __slots__ = ()
 
     def __setstate__(self, state: Any) -> None:
-        raise RefusedError("a change of the reader's own objects")
+        raise CodeRefusedError("a change of the reader's own objects")
 
 
 class _Dtype:
@@ -151,6 +166,13 @@ class _NoBytes(_Inert):
         return b""
 
 
+class _MakeUnread(_Inert):
+    __slots__ = ()
+
+    def __call__(self, *_: Any) -> Unread:
+        return Unread()
+
+
 _ANSWERS: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): _Ndarray(),
     ("numpy", "dtype"): _MakeDtype(_PLAIN_TYPE),
@@ -167,7 +189,8 @@ for _builtins in ("builtins", "__builtin__"):
     _ANSWERS[_builtins, "frozenset"] = frozenset
 
 
-_TEXT_ANSWERS = _ANSWERS | {("numpy", "dtype"): _MakeDtype(_PLAIN_TYPE, _TEXT_TYPE)}
+_TEXT_ANSWERS = _ANSWERS | {("numpy", "dtype"): _MakeDtype(_PLAIN_TYPE, _TEXT_TYPE, _UNREAD_TYPE)}
+_TEXT_ANSWERS |= {(module, name): _MakeUnread() for module in ("builtins", "__builtin__") for name in _UNREAD_NAMES}
 
 
 class _RestrictedUnpickler(pickle.Unpickler):
@@ -177,7 +200,7 @@ class _RestrictedUnpickler(pickle.Unpickler):
         try:
             return self.answers[module, name]
         except KeyError:
-            raise RefusedError(f"{module}.{name}") from None
+            raise CodeRefusedError(f"{module}.{name}") from None
 
     def persistent_load(self, identity: Any) -> Any:
         raise RefusedError("an object stored outside of it")
@@ -192,13 +215,15 @@ def load_pickle(path: Path, *, texts: bool = False) -> Any:
 
     Args:
         path: the file.
-        texts: read also arrays of text and of objects; what is in them is read by the same rules.
+        texts: read also arrays of text and of objects; what is in them is read by the same rules. Ranges and the like
+            are then `Unread`.
 
     Returns:
-        The object; its arrays are `InertArray`, to be built with `InertArray.to_numpy` or `InertArray.to_list`.
+        The object; its arrays and numpy's scalars are `InertArray`, to be built with `InertArray.to_numpy` or
+        `InertArray.to_list`.
 
     Raises:
-        RefusedError: the pickle asks for anything else.
+        RefusedError: the pickle asks for anything else; a `CodeRefusedError` if for what could be code.
         Exception: any of the many that a damaged pickle can raise.
     """
     with path.open("rb") as file:

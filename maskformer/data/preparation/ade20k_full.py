@@ -20,7 +20,7 @@ from maskformer.data.preparation import files, runner
 from maskformer.data.preparation.command import build_parser, run_command
 from maskformer.data.transforms import Geometry, Resize, shortest_edge_size
 from maskformer.errors import UserError
-from maskformer.pickles import InertArray, RefusedError, load_pickle
+from maskformer.pickles import CodeRefusedError, InertArray, RefusedError, load_pickle
 from maskformer.writing import atomic_write
 
 OFFICIAL = {"train": 25574, "val": 2000}
@@ -143,9 +143,10 @@ def read_index(path: Path) -> list[tuple[str, str]]:
     except FileNotFoundError:
         raise UserError(f"file {str(path)!r} does not exist: {ade20k_full.DOWNLOAD}") from None
     except RefusedError as refusal:
+        distrust = "do not trust it, and " if isinstance(refusal, CodeRefusedError) else ""
         raise UserError(
-            f"file {str(path)!r} asks for {refusal}, but an index needs only lists and numbers: do not trust it, and "
-            "unpack the official download again"
+            f"file {str(path)!r} asks for {refusal}, but an index needs only lists and numbers: {distrust}unpack the "
+            "official download again"
         ) from refusal
     except Exception as error:  # a damaged pickle can raise almost anything, and all of it means the same
         reason = " ".join(ascii(str(error)).split())
@@ -163,9 +164,40 @@ def _strings(content: Any, key: str, path: Path) -> list[str]:
     if isinstance(values, InertArray):
         with suppress(RefusedError, ValueError, TypeError):
             values = values.to_list()
-    if not isinstance(values, (list, tuple)) or not all(isinstance(value, str) for value in values):
+    texts: list[Any] = [_plain(value) for value in values] if isinstance(values, (list, tuple)) else [None]
+    if not all(isinstance(text, str) for text in texts):
         raise UserError(f"file {str(path)!r} has no list {key!r} of names, as ADE20K's index has: unpack it again")
-    return list(values)
+    return texts
+
+
+def _plain(value: Any) -> Any:
+    """The text that one of numpy's scalars holds; anything else as it is."""
+    if isinstance(value, InertArray):
+        with suppress(RefusedError, ValueError, TypeError):
+            return value.to_numpy().item()
+    return value
+
+
+def _place(folder: str, name: str, path: Path) -> PurePosixPath:
+    """Where a picture lies under the folder of all data sets, which it must not leave.
+
+    Raises:
+        UserError: if it would, or the folder is not one of the data set's.
+    """
+    place = PurePosixPath(folder.replace("\\", "/"))
+    parts = place.parts
+    forbidden = any(sign in folder + name for sign in (":", "\0")) or any(sign in name for sign in "/\\")
+    if place.is_absolute() or ".." in parts or forbidden or name in ("", ".", ".."):
+        raise UserError(
+            f"file {str(path)!r} lists the picture {name!r:.200} in {folder!r:.200}, which lies outside of the data "
+            "set: unpack the official download again"
+        )
+    if parts[:1] != (ade20k_full.FOLDER,):
+        raise UserError(
+            f"file {str(path)!r} lists the folder {folder!r:.200}, but the official index's folders begin with "
+            f"'{ade20k_full.FOLDER}/': unpack the official download again"
+        )
+    return place
 
 
 def split_of(folder: str, name: str) -> str:
@@ -191,10 +223,8 @@ def pictures(root: Path, splits: Sequence[str]) -> dict[str, list[Item]]:
     own = files.require(root / ade20k_full.FOLDER, ade20k_full.DOWNLOAD)
     items: dict[str, dict[str, Item]] = {split: {} for split in ade20k_full.FOLDERS}
     for folder, name in read_index(own / INDEX):
-        place = PurePosixPath(folder)
-        if place.is_absolute() or ".." in place.parts or PurePosixPath(name).name != name:
-            raise UserError(f"file {str(own / INDEX)!r} lists {folder}/{name}, which lies outside of the data set")
-        split, stem = split_of(folder, name), PurePosixPath(name).stem
+        place = _place(folder, name, own / INDEX)
+        split, stem = split_of(str(place), name), PurePosixPath(name).stem
         if name in items[split]:
             raise UserError(f"file {str(own / INDEX)!r} lists two pictures of the name {name!r}: unpack it again")
         part = ade20k_full.FOLDERS[split]

@@ -189,6 +189,57 @@ def test_the_index_may_hold_arrays_of_text(protocol: int, dtype: Any, tmp_path: 
     assert not Path("/tmp/maskformer_index_was_executed").exists()
 
 
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_the_index_may_hold_harmless_values_of_other_types(protocol: int, tmp_path: Path) -> None:
+    path = tmp_path / "index_ade20k.pkl"
+    others = {
+        "text": np.str_("a"),
+        "numbers": [np.bool_(True), np.int64(3), np.float64(2.5), np.complex64(1j), 2j],
+        "arrays": [np.array(v) for v in ([True], [b"ab"], [1j], ["2021-01-17"])] + [np.zeros(2, "M8[s]")],
+        "empty": [np.array(""), np.array(b"")],
+        "plain": [range(3), bytearray(b"a"), slice(1, 2), {1, 2}, frozenset(), b"\xff", None, ("x", 1.5)],
+    }
+    index = {"folder": list(np.array(["a", "b"])), "filename": list(np.array(["1.jpg", "22.jpg"])), **others}
+    path.write_bytes(pickle.dumps(index, protocol=protocol))
+    assert ade20k_full.read_index(path) == [("a", "1.jpg"), ("b", "22.jpg")]
+    for names in (range(1), [range(1)], [np.int64(1)], np.array([b"1.jpg"]), np.zeros(1, complex)):
+        path.write_bytes(pickle.dumps({"folder": ["a"], "filename": names}, protocol=protocol))
+        with pytest.raises(UserError, match="has no list 'filename' of names"):
+            ade20k_full.read_index(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "trusted"),
+    [
+        (np.zeros(1, [("a", "f4")]), True),
+        (np.zeros(1, "V3"), True),
+        (np.rec.array([1.0]), False),
+        (Path("a"), False),
+        (print, False),
+    ],
+    ids=["records", "raw bytes", "array class", "path", "function"],
+)
+def test_only_what_could_be_code_is_not_to_be_trusted(value: Any, trusted: bool, tmp_path: Path) -> None:
+    path = tmp_path / "index_ade20k.pkl"
+    path.write_bytes(pickle.dumps({"folder": ["a"], "filename": ["1.jpg"], "more": value}))
+    with pytest.raises(UserError, match=r"asks for .*: (do not .*)?unpack the official download again$") as error:
+        ade20k_full.read_index(path)
+    assert ("do not trust it" not in str(error.value)) is trusted
+
+
+def test_folders_of_the_index_may_be_written_as_windows_does(write: Callable[..., Path], tmp_path: Path) -> None:
+    own = write([[(*WALL, 0)]], "ADE_val_1")
+    for folder in (FOLDER.replace("/", "\\"), f"./{FOLDER}/"):
+        (own / "index_ade20k.pkl").write_bytes(listing(folder, "ADE_val_1.jpg"))
+        (item,) = ade20k_full.pictures(tmp_path, ["val"])["val"]
+        assert item.image == tmp_path / FOLDER / "ADE_val_1.jpg"
+        assert item.raw.is_file()
+
+
+def listing(folder: str, name: str) -> bytes:
+    return dump_pickle({"folder": [folder], "filename": [name]})
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -199,11 +250,20 @@ def test_the_index_may_hold_arrays_of_text(protocol: int, dtype: Any, tmp_path: 
         (dump_pickle({"folder": ["a"], "filename": np.zeros(1)}), "has no list 'filename'"),
         (dump_pickle({"folder": ["a", "b"], "filename": ["x"]}), "lists 2 folders and 1 file names"),
         (dump_pickle({"folder": [], "filename": []}), "lists 0 folders"),
-        (dump_pickle({"folder": ["../../etc"], "filename": ["a_val_1.jpg"]}), "outside of the data set"),
-        (dump_pickle({"folder": ["/etc"], "filename": ["a_val_1.jpg"]}), "outside of the data set"),
-        (dump_pickle({"folder": ["a"], "filename": ["../a_val_1.jpg"]}), "outside of the data set"),
-        (dump_pickle({"folder": ["a", "b"], "filename": ["a_val_1.jpg"] * 2}), "two pictures of the name"),
-        (dump_pickle({"folder": ["a"], "filename": ["a_train_1.jpg"]}), "no picture of val"),
+        (listing("../../etc", "a_val_1.jpg"), "outside of the data set"),
+        (listing("/etc", "a_val_1.jpg"), "outside of the data set"),
+        (listing("C:/ADE20K_2021_17_01", "a_val_1.jpg"), "outside of the data set"),
+        (listing("\\\\server\\ADE20K_2021_17_01", "a_val_1.jpg"), "outside of the data set"),
+        (listing("ADE20K_2021_17_01\\..\\..", "a_val_1.jpg"), "outside of the data set"),
+        (listing(FOLDER, "../a_val_1.jpg"), "outside of the data set"),
+        (listing(FOLDER, "..\\a_val_1.jpg"), "outside of the data set"),
+        (listing(FOLDER, "c:a_val_1.jpg"), "outside of the data set"),
+        (listing(FOLDER, "a_val_\0.jpg"), "outside of the data set"),
+        (listing(FOLDER, ""), "lists the picture '' in "),
+        (listing(FOLDER, ".."), "lists the picture '..' in "),
+        (listing("images/ADE/validation", "a_val_1.jpg"), "official index's folders begin with 'ADE20K_2021_17_01/'"),
+        (dump_pickle({"folder": [FOLDER, FOLDER + "/b"], "filename": ["a_val_1.jpg"] * 2}), "two pictures of the name"),
+        (listing(FOLDER, "a_train_1.jpg"), "no picture of val"),
     ],
 )
 def test_indices_that_cannot_be_used(content: bytes, words: str, tmp_path: Path) -> None:
