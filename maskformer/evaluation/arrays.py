@@ -8,13 +8,16 @@ import numpy as np
 
 
 def as_map(value: Any) -> np.ndarray:
-    """An (H, W) integer map as a NumPy array, whether it came as an array or as a tensor on any device."""
+    """An (H, W) integer map as a NumPy array, whether it came as an array or as a tensor on any device.
+
+    A map of truth values has the ids 0 and 1.
+    """
     if hasattr(value, "detach"):
         value = value.detach().cpu().numpy()
     array = np.asarray(value)
     if array.ndim != 2 or array.dtype.kind not in "iub":
         raise ValueError(f"a map must be (H, W) of integers, not {array.shape} {array.dtype}")
-    return array
+    return array.astype(np.uint8) if array.dtype.kind == "b" else array
 
 
 def count_values(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from maskformer.errors import UserError
 from maskformer.evaluation.arrays import as_map, count_values, mean_of, pair_runs
+from maskformer.evaluation.fields import as_finite, as_whole
 
 VOID = 0
 ID_LIMIT = 2**24
@@ -29,7 +30,7 @@ class _Segments(NamedTuple):
 
     ids: np.ndarray
     rows: np.ndarray  # position of the segment's category in the counters
-    areas: np.ndarray
+    areas: np.ndarray  # in pixels; a stated one may be no whole number
     crowd: np.ndarray
 
 
@@ -110,7 +111,7 @@ class PanopticQuality:
             raise UserError(
                 f"the prediction lists segment {answer.ids[areas == 0][0]}, which has no pixel; leave it out"
             )
-        stated = np.where(truth.areas < 0, pixels.sum(1)[1:], truth.areas)
+        stated = np.where(np.isnan(truth.areas), pixels.sum(1)[1:], truth.areas)
         self._count(truth._replace(areas=stated), answer._replace(areas=areas), pixels[1:, 1:], pixels[0, 1:])
         return self
 
@@ -133,25 +134,32 @@ class PanopticQuality:
         return self
 
     def _columns(self, segments: Sequence[SegmentInfo], what: str) -> _Segments:
-        """The segments ascending by id; areas as stated, -1 where none is."""
-        ordered = sorted(segments, key=lambda segment: int(segment["id"]))
-        ids = np.array([int(segment["id"]) for segment in ordered], dtype=np.int64)
-        if len(ids) and (ids[0] <= VOID or (ids[1:] == ids[:-1]).any()):
-            raise UserError(f"the segments of the {what} have ids {ids.tolist()}; each needs its own, and 0 means void")
+        """The segments ascending by id; areas as the truth states them, NaN where none is."""
+        whole = [as_whole(segment["id"]) for segment in segments]
+        for own in whole:
+            if own is None or not VOID < own < ID_LIMIT:
+                wrong = segments[whole.index(own)]["id"]
+                raise UserError(
+                    f"a segment of the {what} has the id {wrong!r:.80}; ids are whole numbers from 1 to {ID_LIMIT - 1}"
+                )
+        ids = np.array(whole, dtype=np.int64)
+        order = np.argsort(ids, kind="stable")
+        ids = ids[order]
+        if (ids[1:] == ids[:-1]).any():
+            raise UserError(f"the segments of the {what} have ids {ids.tolist()}; each needs its own")
+        ordered = [segments[position] for position in order.tolist()]
         rows = []
         for segment in ordered:
-            row = self._row.get(int(segment["category_id"]))
+            row = self._row.get(as_whole(segment["category_id"]))  # type: ignore[arg-type]
             if row is None:
                 raise UserError(
                     f"segment {segment['id']} of the {what} has category_id {segment['category_id']}, which is no "
                     f"category of the data set ({len(self._row)} categories); check its categories"
                 )
             rows.append(row)
-        areas = [-1 if segment.get("area") is None else int(segment["area"]) for segment in ordered]
+        areas = np.full(len(ids), np.nan) if what == "prediction" else _stated_areas(ordered)
         crowd = [bool(segment.get("iscrowd", 0)) for segment in ordered]
-        return _Segments(
-            ids, np.array(rows, dtype=np.int64), np.array(areas, dtype=np.int64), np.array(crowd, dtype=bool)
-        )
+        return _Segments(ids, np.array(rows, dtype=np.int64), areas, np.array(crowd, dtype=bool))
 
     def _count(self, truth: _Segments, answer: _Segments, overlap: np.ndarray, on_void: np.ndarray) -> None:
         """Add one image, given the overlaps (true, predicted) in pixels and the predicted pixels on void."""
@@ -210,6 +218,22 @@ class PanopticQuality:
             for category, own in self.per_class().items():
                 result[f"PQ-{self.class_names[category]}"] = 100 * own["PQ"]
         return result
+
+
+def _stated_areas(segments: Sequence[SegmentInfo]) -> np.ndarray:
+    """(M,) float64, in which whole numbers of pixels are exact; NaN where there is none."""
+    areas = np.full(len(segments), np.nan)
+    for position, segment in enumerate(segments):
+        area = segment.get("area")
+        if area is None:
+            continue
+        number = as_finite(area)
+        if number is None or number < 0:
+            raise UserError(
+                f"segment {segment['id']} of the truth has area {area!r:.80}; it is a number of pixels, or left out"
+            )
+        areas[position] = number
+    return areas
 
 
 def _units(iou: float) -> int:

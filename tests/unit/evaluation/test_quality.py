@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from maskformer.errors import UserError
-from maskformer.evaluation import PanopticQuality, SemanticQuality, semantic_segments
+from maskformer.evaluation import PanopticQuality, SemanticQuality, SemSegEvaluator, semantic_segments
 from maskformer.evaluation.arrays import count_values, pair_runs
 
 THING, STUFF = 0, 1
@@ -153,6 +153,42 @@ def test_panoptic_area_of_the_truth_is_the_one_it_states() -> None:
     assert counted[THING]["SQ"] == pytest.approx(0.8)
 
 
+def test_panoptic_area_of_the_truth_need_not_be_whole() -> None:
+    # 4 pixels, area said to be 4.5: IoU 4 / (4 + 4.5 - 4) = 8/9; cut to 4 it would be 1.
+    counted = quality().update(row((1, 4)), [segment(1)], row((1, 4)), [segment(1, area=4.5)])
+    assert counted.per_class()[THING]["SQ"] == 4 / 4.5
+    # 5 of 8 pixels, area said to be 10.1: 5 / (5 + 10.1 - 5), below one half.
+    counted = quality().update(row((1, 5), (0, 3)), [segment(1)], row((1, 8)), [segment(1, area=10.1)])
+    assert counted.per_class()[THING]["TP"] == 0
+
+
+def test_panoptic_areas_that_are_not_whole_sum_the_same_in_any_order() -> None:
+    areas = (9 + np.random.default_rng(3).random(50) * 3).tolist()
+    sums = []
+    for order in (areas, areas[::-1]):
+        counted = quality()
+        for area in order:
+            counted.update(row((1, 9)), [segment(1)], row((1, 9)), [segment(1, area=area)])
+        sums.append(counted.iou_sum.tolist())
+    assert sums[0] == sums[1]
+    assert sums[0][THING] == pytest.approx(sum(9 / area for area in areas), rel=1e-12)
+
+
+def test_panoptic_ids_and_categories_of_other_number_types() -> None:
+    predicted = [{"id": 3.0, "category_id": np.int64(1)}, {"id": np.uint8(2), "category_id": 0.0, "area": "unused"}]
+    truth = [segment(5), segment(4, STUFF)]
+    counted = quality().update(row((2, 3), (3, 4)), predicted, row((5, 3), (4, 4)), truth)
+    assert counted.compute()["PQ"] == 100.0
+
+
+def test_maps_of_truth_values() -> None:
+    mask = np.array([[True, True, False]])
+    for one in (mask, torch.from_numpy(mask), np.repeat(mask, 4, 0)[::2]):
+        counted = quality().update(one, [segment(1)], one, [segment(1)])
+        assert counted.per_class()[THING]["TP"] == 1
+    assert SemanticQuality(2, 255).update(mask, np.array([[1, 1, 0]])).compute()["mIoU"] == 100.0
+
+
 def test_panoptic_empty_prediction_and_empty_truth() -> None:
     counted = quality().update(row((0, 4)), [], row((1, 2), (2, 2)), [segment(1), segment(2, STUFF)])
     assert counted.compute()["PQ"] == 0.0
@@ -176,6 +212,16 @@ def test_panoptic_large_ids() -> None:
         (row((1, 4)), [segment(1), segment(1)], row((1, 4)), [segment(1)], "each needs its own"),
         (row((1, 4)), [segment(1)], row((1, 5)), [segment(1)], "1x4 but the truth 1x5"),
         (row((-1, 4)), [], row((1, 4)), [segment(1)], "segment ids -1 to -1"),
+        (row((1, 4)), [{"id": 10**30, "category_id": 0}], row((1, 4)), [], "prediction has the id 1000000000000"),
+        (row((1, 4)), [segment(1)], row((1, 4)), [segment(2**24)], "truth has the id 16777216; ids are whole"),
+        (row((1, 4)), [{"id": 1.5, "category_id": 0}], row((1, 4)), [], "prediction has the id 1.5"),
+        (row((1, 4)), [segment(0)], row((1, 4)), [], "prediction has the id 0"),
+        (row((1, 4)), [{"id": 1, "category_id": 0.9}], row((1, 4)), [], "has category_id 0.9, which is no category"),
+        (row((1, 4)), [{"id": 1, "category_id": True}], row((1, 4)), [], "has category_id True, which is no category"),
+        (row((1, 4)), [segment(1)], row((1, 4)), [segment(1, area=float("nan"))], "truth has area nan"),
+        (row((1, 4)), [segment(1)], row((1, 4)), [segment(1, area=10**400)], "truth has area 1000000"),
+        (row((1, 4)), [segment(1)], row((1, 4)), [segment(1, area=-1)], "truth has area -1"),
+        (row((1, 4)), [segment(1)], row((1, 4)), [segment(1, area="4")], "truth has area '4'"),
     ],
 )
 def test_panoptic_refuses_what_does_not_fit(
@@ -238,6 +284,58 @@ def test_semantic_counts_are_those_of_segments_where_nothing_is_predicted_too() 
         from_counts.update_semantic(SemanticQuality(4, 255).count(predicted, true))
     assert from_counts.per_class() == from_segments.per_class()
     assert 0 < from_counts.compute()["PQ"] < 100
+
+
+def plain_stuff_quality(pairs: list[tuple[np.ndarray, np.ndarray]], classes: int, ignore: int) -> float:
+    """PQ^St in percent by its definition: each class of an image is one segment, the ignore label is void.
+
+    Args:
+        pairs: (H, W) labels of truth and prediction of each image.
+        classes: how many.
+        ignore: label.
+    """
+    qualities = []
+    for label in range(classes):
+        ious, false_positives, false_negatives = [], 0, 0
+        for true, predicted in pairs:
+            t, p, void = true == label, predicted == label, true == ignore
+            union = ((t | p) & ~void).sum()
+            iou = (t & p).sum() / union if union else 0.0
+            if iou > 0.5:
+                ious.append(iou)
+                continue
+            false_negatives += int(t.any())
+            false_positives += int(p.any() and (p & void).sum() <= 0.5 * p.sum())
+        if ious or false_positives or false_negatives:
+            qualities.append(sum(ious) / (len(ious) + 0.5 * false_positives + 0.5 * false_negatives))
+    return 100 * sum(qualities) / len(qualities)
+
+
+def test_quality_of_stuff_is_that_of_its_definition() -> None:
+    rng = np.random.default_rng(11)
+    classes, ignore = 7, 255  # the last never occurs
+    labels = [*range(classes - 1), ignore]
+    pairs = []
+    for _ in range(25):
+        true = rng.choice(labels, (5, 6)).repeat(4, 0).repeat(4, 1)
+        spoiled = (rng.random((5, 6)) < 0.4).repeat(4, 0).repeat(4, 1)
+        pairs.append((true, np.where(spoiled, rng.choice(labels, true.shape), np.where(true == ignore, 2, true))))
+    evaluator = SemSegEvaluator([str(label) for label in range(classes)], ignore)
+    for true, predicted in pairs:
+        evaluator.count(predicted, true)
+    found = evaluator.finish([evaluator.partial()])["PQ_st"]
+    assert found == pytest.approx(plain_stuff_quality(pairs, classes, ignore), abs=1e-9)
+    assert 5 < found < 95
+
+
+def test_quality_of_stuff_by_hand() -> None:
+    # Class 0: 3 of 4 pixels, one predicted on void that does not count: IoU 3/4. Class 1: missed.
+    true = np.array([[0, 0, 0, 0, 1, 255]])
+    predicted = np.array([[0, 0, 0, 2, 2, 0]])  # class 2 is a false positive
+    evaluator = SemSegEvaluator(["a", "b", "c", "d"], 255)
+    evaluator.count(predicted, true)
+    assert evaluator.finish([evaluator.partial()])["PQ_st"] == pytest.approx(100 * (0.75 + 0 + 0) / 3)
+    assert plain_stuff_quality([(true, predicted)], 4, 255) == pytest.approx(25.0)
 
 
 @pytest.mark.parametrize(
