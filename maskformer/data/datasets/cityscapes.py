@@ -49,4 +49,5 @@ def build(name: str) -> Dataset:
 def _records(images: Path, label_maps: Path, name: str) -> list[Record]:
     remedy = f"{DOWNLOAD}, then {PREPARE}"
     found, labelled = find_files(images, IMAGES, name, remedy), find_files(label_maps, LABELS, name, remedy)
-    return add_sizes(pair_files(found, labelled, name, str(images / IMAGES), str(label_maps / LABELS), remedy))
+    where, masks_where = str(images / IMAGES), str(label_maps / LABELS)
+    return add_sizes(pair_files(found, labelled, name, where, masks_where, remedy, complete=True))

@@ -76,6 +76,8 @@ def pair_files(
     where: str,
     masks_where: str,
     remedy: str = "add the mask or remove the image",
+    *,
+    complete: bool = False,
 ) -> list[Record]:
     """Semantic records from images and label files with the same key.
 
@@ -86,9 +88,11 @@ def pair_files(
         where: where images were looked for.
         masks_where: where masks were looked for.
         remedy: what to do about a missing mask, or where there is no image at all.
+        complete: refuse masks without an image too, as of a published data set, whose scores would silently be those
+            of fewer images; otherwise they are a warning.
 
     Raises:
-        UserError: if there is no image, or an image has no mask.
+        UserError: if there is no image, or an image has no mask, or, where that matters, a mask no image.
     """
     if not images:
         raise UserError(f"data set {dataset!r} is empty: no image matches {where!r}: {remedy}")
@@ -100,6 +104,12 @@ def pair_files(
             f"{masks_where!r}{more}: {remedy}"
         )
     extra = [key for key in masks if key not in images]
+    if extra and complete:
+        more = f" (and {len(extra) - 1} more of {len(masks)} masks have none)" if len(extra) > 1 else ""
+        raise UserError(
+            f"mask {str(masks[extra[0]])!r} of data set {dataset!r} has no image {extra[0]!r} in {where!r}{more}: put "
+            f"the image back, or remove the mask if the data set has no such picture ({remedy})"
+        )
     if extra:
         logger.warning("%s: %d masks have no image and were left out, such as %s", dataset, len(extra), masks[extra[0]])
     return [
@@ -140,11 +150,11 @@ def require_files(paths: Iterable[str], field: str, dataset: str, remedy: str) -
 
 
 def semantic_records(image_root: Path, label_root: Path, label_suffix: str, dataset: str, remedy: str) -> list[Record]:
-    """Semantic records of two folders whose files have the same stems.
+    """Semantic records of a published data set in two folders whose files have the same stems.
 
     Raises:
         UserError: if a folder, an image or a mask is missing or an image file is unreadable.
     """
     images = find_files(image_root, "*", dataset, remedy)
     masks = find_files(label_root, f"*{label_suffix}", dataset, remedy)
-    return add_sizes(pair_files(images, masks, dataset, str(image_root), str(label_root), remedy))
+    return add_sizes(pair_files(images, masks, dataset, str(image_root), str(label_root), remedy, complete=True))

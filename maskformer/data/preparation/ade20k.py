@@ -12,7 +12,7 @@ import numpy as np
 
 from maskformer.data import image_io
 from maskformer.data.datasets import ade20k
-from maskformer.data.datasets.files import pair_files
+from maskformer.data.datasets.files import find_files, pair_files
 from maskformer.data.preparation import files, runner
 from maskformer.data.preparation.command import build_parser, run_command
 from maskformer.errors import UserError
@@ -67,7 +67,7 @@ def read_raw(image: Path, path: Path) -> np.ndarray:
 
 
 def pictures(root: Path, split: str, target: str) -> list[Item]:
-    """Every image of a split with its raw annotation and the file to be made of it.
+    """Every image of a split, of any type that is read later, with its raw annotation and the file to be made of it.
 
     Args:
         root: of ADEChallengeData2016.
@@ -75,12 +75,14 @@ def pictures(root: Path, split: str, target: str) -> list[Item]:
         target: folder below `root`.
 
     Raises:
-        UserError: if a folder or an annotation is missing.
+        UserError: if a folder, an image or an annotation is missing, or two images have one name.
     """
+    name = f"{root.name} ({split})"
     images = files.require(root / "images" / ade20k.FOLDERS[split], ade20k.DOWNLOAD)
     raw = files.require(root / "annotations" / ade20k.FOLDERS[split], ade20k.DOWNLOAD)
-    found = files.stems(images, ".jpg")
-    records = pair_files(found, files.stems(raw, ".png"), root.name, str(images), str(raw), ade20k.DOWNLOAD)
+    found = find_files(images, "*", name, ade20k.DOWNLOAD)
+    masks = find_files(raw, "*.png", name, ade20k.DOWNLOAD)
+    records = pair_files(found, masks, name, str(images), str(raw), ade20k.DOWNLOAD, complete=True)
     return [
         Item(found[r["image_id"]], Path(r["sem_seg_file_name"]), root / target / f"{r['image_id']}.png")
         for r in records

@@ -28,12 +28,6 @@ def require(folder: Path, remedy: str) -> Path:
     return folder
 
 
-def stems(folder: Path, suffix: str) -> dict[str, Path]:
-    """Files of a folder by their name without `suffix`, sorted."""
-    found = (path for path in folder.iterdir() if path.name.endswith(suffix) and not path.name.startswith("."))
-    return {path.name[: -len(suffix)]: path for path in sorted(found)}
-
-
 def is_whole(path: Path, size: tuple[int, int], mode: str) -> bool:
     """Whether a file is an image that can be decoded to the end.
 

@@ -241,6 +241,26 @@ def test_ade20k_without_prepared_labels(monkeypatch: Any, tmp_path: Path) -> Non
     assert (record["image_id"], record["height"], record["width"]) == ("ADE_val_00000001", 3, 4)
 
 
+@pytest.mark.parametrize("name", ["ade20k_sem_seg_val", "camvid_sem_seg_val", "cityscapes_fine_sem_seg_val"])
+def test_an_image_that_has_gone_is_missed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a score would silently be that of fewer images."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    make_miniature(family_of(name), tmp_path, train=1, val=3, size=(24, 24))
+    records = get_dataset(name).records
+    for record in records[1:]:
+        Path(record["file_name"]).unlink()
+    with pytest.raises(UserError) as error:
+        get_dataset(name).records  # noqa: B018
+    first = records[1]
+    for part in (
+        f"mask {first['sem_seg_file_name']!r} of data set {name!r} has no image {first['image_id']!r}",
+        "(and 1 more of 3 masks have none)",
+        "put the image back",
+        "download",
+    ):
+        assert part in str(error.value)
+
+
 # ------------------------------------------------------------------ data set against config
 def test_class_count(make_cfg: Make) -> None:
     cfg = make_cfg(MODEL__SEM_SEG_HEAD__NUM_CLASSES=150)

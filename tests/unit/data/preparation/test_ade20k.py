@@ -128,6 +128,29 @@ def test_an_image_without_annotation_is_named(write: Callable[..., Path], tmp_pa
         ade20k.prepare(tmp_path, ["val"], workers=1)
 
 
+def test_an_annotation_without_image_is_named(write: Callable[..., Path], tmp_path: Path) -> None:
+    own = write()
+    write(stem="ADE_val_00000002")
+    (own / "images" / "validation" / "ADE_val_00000002.jpg").unlink()
+    with pytest.raises(UserError, match=r"annotations/validation/ADE_val_00000002.png' .* has no image .*images/val"):
+        ade20k.prepare(tmp_path, ["val"], workers=1)
+
+
+def test_images_of_other_types_are_taken_as_they_are_read_later(write: Callable[..., Path], tmp_path: Path) -> None:
+    own = write()
+    image = own / "images" / "validation" / "ADE_val_00000001.jpg"
+    (own / "images" / "validation" / "notes.txt").touch()
+    (own / "annotations" / "validation" / "folder.png").mkdir()
+    image.rename(image.with_suffix(".JPEG"))
+    prepare(tmp_path)
+    for name in ("ade20k_sem_seg_val", "ade20k_panoptic_val"):
+        (record,) = get_dataset(name).records
+        assert record["file_name"] == str(image.with_suffix(".JPEG"))
+    Image.new("RGB", (6, 4)).save(image)
+    with pytest.raises(UserError, match="two files for 'ADE_val_00000001'"):
+        ade20k.prepare(tmp_path, ["val"], workers=1)
+
+
 def test_another_size_is_refused(write: Callable[..., Path], tmp_path: Path, save: Save) -> None:
     own = write()
     save(np.zeros((4, 5)), own / "annotations" / "validation" / "ADE_val_00000001.png")
