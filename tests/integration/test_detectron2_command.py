@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -198,6 +199,39 @@ def test_detectron2_per_pixel_model_is_evaluated_with_augmentation(config: Path,
     assert {"sem_seg/mIoU", "sem_seg_TTA/mIoU"} <= last.keys()
 
 
+# ------------------------------------------------------------------ several processes
+def run_processes(processes: int, config: Path, output: Path, *words: Any) -> list[dict[str, Any]]:
+    """What so many processes (gloo, on the CPU) write to metrics.json."""
+    script = ROOT / "tests" / "integration" / "detectron2_processes.py"
+    line = [sys.executable, script, processes, "--config-file", config, *words, "OUTPUT_DIR", output]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [str(word) for word in line], env=environment, capture_output=True, text=True, check=False, timeout=240
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return [json.loads(text) for text in (output / "metrics.json").read_text().splitlines()]
+
+
+def test_detectron2_two_processes_train_and_score_as_one(config: Path, tmp_path: Path) -> None:
+    words = ["SOLVER.MAX_ITER", 3, "SOLVER.IMS_PER_BATCH", 4, "LOG_PERIOD", 1]
+    one = run_processes(1, config, tmp_path / "one", *words)
+    two = run_processes(2, config, tmp_path / "two", *words)
+    assert len(one) == len(two) == 4
+    for first, other in zip(one[:3], two[:3], strict=True):
+        for name in ("total_loss", "loss_ce", "loss_mask", "loss_dice_0"):
+            assert other[name] == pytest.approx(first[name], rel=1e-4), name
+        assert other["lr"] == first["lr"]
+    for name, score in one[-1].items():
+        if name.startswith(("sem_seg/", "panoptic_seg/")):
+            assert two[-1][name] == pytest.approx(score, abs=0.2, nan_ok=True), name
+    weights = [checkpoint(tmp_path / run / "model_final.pth")["model"] for run in ("one", "two")]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=1e-4)
+    # Every image is in the predictions once, whichever process saw it.
+    predictions = json.loads((tmp_path / "two" / "inference" / "predictions.json").read_text())
+    assert [entry["image_id"] for entry in predictions["annotations"]] == [0, 1, 2, 3, 4]
+
+
 # ------------------------------------------------------------------ mistakes
 @pytest.mark.parametrize(
     ("words", "message"),
@@ -228,6 +262,19 @@ def test_detectron2_seeds_are_drawn_where_none_is_given(config: Path) -> None:
     assert drawn >= 0
     assert cfg.SEED == -1
     assert training.with_seed(build_config(str(config), ["SEED", 4])).SEED == 4
+
+
+def test_detectron2_clipping_knows_scaled_gradients() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale((parameter * torch.tensor([3.0, 4.0])).sum()).backward()
+    hook = training.ClippingHook(lambda parameters: torch.nn.utils.clip_grad_norm_(parameters, 0.5), [parameter])
+    hook.trainer = SimpleNamespace(grad_scaler=scaler, optimizer=optimizer)
+    hook.after_backward()
+    torch.testing.assert_close(parameter.grad, torch.tensor([0.3, 0.4]))
+    scaler.step(optimizer)
+    torch.testing.assert_close(parameter.detach(), torch.tensor([-0.3, -0.4]))
 
 
 def test_detectron2_schedules_of_its_own_are_taken_too(config: Path) -> None:
