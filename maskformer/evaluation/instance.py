@@ -164,7 +164,7 @@ def _true_object(annotation: Mapping[str, Any], height: int, width: int, where: 
         "iscrowd": int(annotation.get("iscrowd", 0)),
         "segmentation": run,
         "bbox": [float(x) for x in coco_mask.toBbox(run)],
-        "area": float(annotation["area"]) if "area" in annotation else float(coco_mask.area(run)),
+        "area": float(coco_mask.area(run) if annotation.get("area") is None else annotation["area"]),
     }
 
 

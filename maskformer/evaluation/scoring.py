@@ -18,18 +18,20 @@ from maskformer.data.image_io import read_panoptic_ids, segmentation_to_rle
 from maskformer.data.labels import read_panoptic, read_semantic
 from maskformer.data.progress import progress
 from maskformer.errors import UserError
+from maskformer.evaluation.fields import as_finite, as_whole
 from maskformer.evaluation.instance import InstanceEvaluator
 from maskformer.evaluation.panoptic_quality import PanopticQuality
 from maskformer.evaluation.semantic import SemSegEvaluator
 from maskformer.evaluation.truth import (
+    WRONG,
     InstanceTruth,
     PanopticTruth,
     by_image,
     check_truth,
     malformed,
+    panoptic_images,
     read_json,
     refuse_difference,
-    refuse_twice,
 )
 
 MAX_CHUNK = 32
@@ -37,7 +39,6 @@ MAX_CHUNK = 32
 
 Results = dict[str, dict[str, float]]
 Counted = TypeVar("Counted")
-_WRONG = (KeyError, TypeError, ValueError, AttributeError, IndexError)
 
 
 def count_in_processes(
@@ -99,15 +100,13 @@ def score_panoptic(predictions: Path, folder: Path, truth: PanopticTruth, worker
     """
     content = read_json(predictions)
     try:
-        found = {a["image_id"]: (str(a["file_name"]), a["segments_info"]) for a in content["annotations"]}
-        refuse_twice([a["image_id"] for a in content["annotations"]], predictions)
-    except _WRONG as error:
+        found = panoptic_images(content["annotations"], folder, predictions)
+    except WRONG as error:
         raise malformed(predictions, error, "COCO panoptic prediction file") from error
     refuse_difference(truth.images, found, predictions)
     jobs = []
     for image_id, (true_png, true_segments) in truth.images.items():
-        name, pred_segments = found[image_id]
-        jobs.append(_PanopticJob(true_png, true_segments, str(folder / name), pred_segments))
+        jobs.append(_PanopticJob(true_png, true_segments, *found[image_id]))
     total = PanopticQuality(truth.things, truth.names)
     for part in count_in_processes(partial(_count_panoptic, truth.things), jobs, workers, "scoring"):
         total.merge(part)
@@ -123,7 +122,7 @@ def _count_panoptic(categories: Mapping[int, bool], jobs: Sequence[_PanopticJob]
             quality.update(predicted, job.pred_segments, true, job.true_segments, refuse_unlisted=True)
         except UserError as error:
             raise UserError(f"{job.pred_png}: {error}") from error
-        except _WRONG as error:
+        except WRONG as error:
             raise malformed(job.pred_png, error, "PNG with complete segments_info in the JSON files") from error
     return quality
 
@@ -149,10 +148,11 @@ def score_semantic(predictions: Path, dataset: Dataset, workers: int = 1, *, pq_
     """
     check_truth(dataset, "sem_seg")
     metadata, content = dataset.metadata, read_json(predictions)
-    label = {int(category): number for number, category in enumerate(metadata.dataset_ids)}
+    label: dict[int | None, int] = {int(category): number for number, category in enumerate(metadata.dataset_ids)}
     try:
-        entries = by_image(({**item, "label": label.get(int(item["category_id"]))} for item in content), "file_name")
-    except _WRONG as error:
+        labelled = ({**item, "label": label.get(as_whole(item["category_id"]))} for item in content)
+        entries = by_image(labelled, "file_name")
+    except WRONG as error:
         raise malformed(predictions, error, "list of semantic predictions") from error
     for name, items in entries.items():
         _check_classes(name, items, metadata, predictions)
@@ -160,9 +160,8 @@ def score_semantic(predictions: Path, dataset: Dataset, workers: int = 1, *, pq_
     refuse_difference((str(record["file_name"]) for record in dataset.records), entries, predictions)
     jobs = [_SemanticJob(record, entries[str(record["file_name"])]) for record in dataset.records]
     total = SemSegEvaluator(metadata.classes, metadata.ignore_label, pq_stuff=pq_stuff)
-    return {
-        total.name: total.finish(list(count_in_processes(partial(_count_semantic, metadata), jobs, workers, "scoring")))
-    }
+    count = partial(_count_semantic, metadata, predictions)
+    return {total.name: total.finish(list(count_in_processes(count, jobs, workers, "scoring")))}
 
 
 def _check_classes(name: str, items: Sequence[Mapping[str, Any]], metadata: Metadata, path: Path) -> None:
@@ -191,11 +190,11 @@ def _by_path_or_name(entries: dict[Any, list[Any]], records: Sequence[Record]) -
     return {by_name.get(Path(str(name)).name, name): items for name, items in entries.items()}
 
 
-def _count_semantic(metadata: Metadata, jobs: Sequence[_SemanticJob]) -> Any:
+def _count_semantic(metadata: Metadata, predictions: Path, jobs: Sequence[_SemanticJob]) -> Any:
     evaluator = SemSegEvaluator(metadata.classes, metadata.ignore_label)
     for record, entries in jobs:
         true = read_semantic(record, metadata)
-        name = f"the prediction of {str(record['file_name'])!r}"
+        name = f"{predictions}: the prediction of {str(record['file_name'])!r}"
         evaluator.count(label_map_of(entries, true.shape, metadata.ignore_label, name), true)
     return evaluator.partial()
 
@@ -249,36 +248,44 @@ def score_instances(predictions: Path, truth: InstanceTruth, workers: int = 1) -
         UserError: if files are missing or damaged, or have images that the truth lacks.
     """
     content = read_json(predictions)
-    label = {category: number for number, category in enumerate(truth.dataset_ids) if truth.things[number]}
+    things = {category: number for number, category in enumerate(truth.dataset_ids) if truth.things[number]}
     try:
         for item in content:
-            if int(item["category_id"]) not in label:
-                raise UserError(
-                    f"{predictions} has category_id {item['category_id']!r}, which is none of the {len(label)} "
-                    "countable classes of the truth; score it against the data set that it was made for"
-                )
-            item["category_id"], item["score"] = label[int(item["category_id"])], float(item["score"])
+            item["category_id"], item["score"] = _class_and_score(item, things, predictions)
         found = by_image(content, "image_id")
-    except _WRONG as error:
+    except WRONG as error:
         raise malformed(predictions, error, "COCO results file") from error
     known = [record["image_id"] for record in truth.records]
     refuse_difference(known, [*known, *found], predictions)
     jobs = [_InstanceJob(record, found.get(record["image_id"], ())) for record in truth.records]
     total = InstanceEvaluator(truth.names, truth.things)
-    return {
-        total.name: total.finish(
-            list(count_in_processes(partial(_read_instances, truth._replace(records=())), jobs, workers, "scoring"))
+    count = partial(_read_instances, truth._replace(records=()), predictions)
+    return {total.name: total.finish(list(count_in_processes(count, jobs, workers, "scoring")))}
+
+
+def _class_and_score(item: Mapping[str, Any], things: Mapping[int, int], path: Path) -> tuple[int, float]:
+    """Contiguous class and score of one detection; `things` are the countable classes by the data set's ids."""
+    label = things.get(as_whole(item["category_id"]))  # type: ignore[arg-type]
+    if label is None:
+        raise UserError(
+            f"{path} has category_id {item['category_id']!r}, which is none of the {len(things)} "
+            "countable classes of the truth; score it against the data set that it was made for"
         )
-    }
+    score = as_finite(item["score"])
+    if score is None:
+        raise UserError(
+            f"{path} has score {item['score']!r:.80} for image_id {item['image_id']!r}; scores are finite numbers"
+        )
+    return label, score
 
 
-def _read_instances(truth: InstanceTruth, jobs: Sequence[_InstanceJob]) -> Any:
+def _read_instances(truth: InstanceTruth, predictions: Path, jobs: Sequence[_InstanceJob]) -> Any:
     evaluator = InstanceEvaluator(truth.names, truth.things)
     for record, detections in jobs:
         sample = dict(record)
         if "annotations" not in record and truth.metadata is not None:
             sample["pan_seg"] = read_panoptic(record, truth.metadata)
-        where = f"the prediction of image {record['image_id']!r}"
+        where = f"{predictions}: the prediction of image {record['image_id']!r}"
         height, width = int(record["height"]), int(record["width"])
         try:
             found = [
@@ -286,5 +293,10 @@ def _read_instances(truth: InstanceTruth, jobs: Sequence[_InstanceJob]) -> Any:
             ]
         except KeyError as error:
             raise UserError(f"{where} has an entry without 'segmentation'; AP of boxes is not measured") from error
-        evaluator.add(sample, (height, width), found)
+        try:
+            evaluator.add(sample, (height, width), found)
+        except UserError as error:
+            raise UserError(f"{truth.source}: {error}") from error
+        except WRONG as error:
+            raise malformed(truth.source, error, "truth with complete annotations") from error
     return evaluator.partial()

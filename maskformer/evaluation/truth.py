@@ -9,7 +9,12 @@ from typing import Any, NamedTuple
 
 from maskformer.data.catalog import Dataset
 from maskformer.data.dataset import Metadata, Record
+from maskformer.data.paths import inside
 from maskformer.errors import UserError
+from maskformer.evaluation.fields import as_whole
+
+WRONG = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
+"""What files of another kind raise."""
 
 TRUTH_FIELDS = {
     "sem_seg": ("sem_seg", "pan_seg"),
@@ -42,6 +47,7 @@ class InstanceTruth(NamedTuple):
         dataset_ids: the data set's own id of each class.
         records: with ``annotations``, or panoptic truth.
         metadata: of the data set; None for a file's.
+        source: the data set or file, named in errors.
     """
 
     names: list[str]
@@ -49,6 +55,7 @@ class InstanceTruth(NamedTuple):
     dataset_ids: list[int]
     records: Sequence[Record]
     metadata: Metadata | None
+    source: str = "the truth"
 
 
 def check_truth(dataset: Dataset, task: str) -> None:
@@ -117,14 +124,50 @@ def read_panoptic_truth(path: Path, folder: Path) -> PanopticTruth:
     content = read_json(path)
     try:
         categories = content["categories"]
-        names = {int(c["id"]): str(c.get("name", c["id"])) for c in categories}
-        things = {int(c["id"]): bool(c["isthing"]) for c in categories}
-        annotations = content["annotations"]
-        refuse_twice([a["image_id"] for a in annotations], path)
-        images = {a["image_id"]: (str(folder / a["file_name"]), a["segments_info"]) for a in annotations}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        ids = [whole(c["id"], "category id", path) for c in categories]
+        names = {own: str(c.get("name", own)) for own, c in zip(ids, categories, strict=True)}
+        things = {own: bool(c["isthing"]) for own, c in zip(ids, categories, strict=True)}
+        images = panoptic_images(content["annotations"], folder, path)
+    except WRONG as error:
         raise malformed(path, error, "COCO panoptic JSON") from error
     return PanopticTruth(names, things, images)
+
+
+def panoptic_images(
+    annotations: Sequence[Mapping[str, Any]], folder: Path, source: Path
+) -> dict[Any, tuple[str, list[dict[str, Any]]]]:
+    """Image id -> PNG of ids, and ``segments_info``, from the ``annotations`` of a COCO panoptic JSON.
+
+    Args:
+        annotations: as they are in the file; what they lack raises one of `WRONG`.
+        folder: of the PNGs.
+        source: the file, named in errors.
+
+    Raises:
+        UserError: if an image comes twice, two images have one PNG, or a PNG lies outside of the folder.
+    """
+    refuse_twice([a["image_id"] for a in annotations], source)
+    images = {a["image_id"]: (str(inside(folder, a["file_name"], source)), a["segments_info"]) for a in annotations}
+    owner: dict[str, Any] = {}
+    for image_id, (png, _) in images.items():
+        if png in owner:
+            raise UserError(
+                f"{source} has the PNG {png!a} for image_id {owner[png]!r} and {image_id!r}; each image has its own"
+            )
+        owner[png] = image_id
+    return images
+
+
+def whole(value: Any, what: str, source: str | Path) -> int:
+    """A whole number of a file.
+
+    Raises:
+        UserError: naming the value.
+    """
+    number = as_whole(value)
+    if number is None:
+        raise UserError(f"{source} has the {what} {value!r:.80}, which is no whole number; correct it")
+    return number
 
 
 def refuse_twice(image_ids: Iterable[Any], path: str | Path) -> None:
@@ -173,7 +216,8 @@ def instance_truth_of(dataset: Dataset) -> InstanceTruth:
     check_truth(dataset, "instances")
     metadata = dataset.metadata
     ids = [int(category) for category in metadata.dataset_ids]
-    return InstanceTruth(metadata.classes, metadata.things, ids, dataset.records, metadata)
+    source = metadata.annotation_file or f"data set {metadata.name!r}"
+    return InstanceTruth(metadata.classes, metadata.things, ids, dataset.records, metadata, source)
 
 
 def read_instance_truth(path: Path) -> InstanceTruth:
@@ -184,12 +228,12 @@ def read_instance_truth(path: Path) -> InstanceTruth:
     """
     content = read_json(path)
     try:
-        ids = [int(category["id"]) for category in content["categories"]]
+        ids = [whole(category["id"], "category id", path) for category in content["categories"]]
         names = [str(category.get("name", category["id"])) for category in content["categories"]]
         label = {category: number for number, category in enumerate(ids)}
         records: dict[Any, Record] = {}
         for image in content["images"]:
-            size = {"height": int(image["height"]), "width": int(image["width"])}
+            size = {side: whole(image[side], f"image {side}", path) for side in ("height", "width")}
             file_name = str(image.get("file_name", image["id"]))
             records[image["id"]] = {"image_id": image["id"], "file_name": file_name, **size, "annotations": []}
         for annotation in content["annotations"]:
@@ -197,9 +241,9 @@ def read_instance_truth(path: Path) -> InstanceTruth:
             own["segmentation"] = usable_polygons(annotation["segmentation"])
             if own["segmentation"]:
                 records[annotation["image_id"]]["annotations"].append(own)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except WRONG as error:
         raise malformed(path, error, "COCO instances JSON") from error
-    return InstanceTruth(names, [True] * len(names), ids, list(records.values()), None)
+    return InstanceTruth(names, [True] * len(names), ids, list(records.values()), None, str(path))
 
 
 def usable_polygons(segmentation: Any) -> Any:
