@@ -139,14 +139,21 @@ def detectron2_backbone(cfg: Any) -> detectron2.modeling.Backbone:
     """The backbone that ``MODEL.BACKBONE.NAME`` names in Detectron2's registry.
 
     Raises:
-        UserError: if it is the one of Detectron2's DeepLab project, which is not there.
+        UserError: if it is the one of Detectron2's DeepLab project, which is not there, or cannot do what is asked.
     """
     if cfg.MODEL.BACKBONE.NAME == DEEPLAB and DEEPLAB not in BACKBONE_REGISTRY:
         raise UserError(
             f"MODEL.BACKBONE.NAME {DEEPLAB} is part of Detectron2's DeepLab project, which cannot be imported: install "
             "Detectron2 with its projects, or import theirs before"
         )
-    return detectron2.modeling.build_backbone(cfg)
+    backbone = detectron2.modeling.build_backbone(cfg)
+    if cfg.MODEL.BACKBONE.GRADIENT_CHECKPOINTING and not isinstance(backbone, NativeBackbone):
+        raise UserError(
+            f"MODEL.BACKBONE.GRADIENT_CHECKPOINTING is True, but MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} is "
+            "Detectron2's own or a third party's, which we cannot tell to: set it to False, or choose timm or "
+            "D2SwinTransformer"
+        )
+    return backbone
 
 
 class Detectron2Backbone(Backbone):

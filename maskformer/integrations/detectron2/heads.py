@@ -16,6 +16,7 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
 from maskformer.build import build_criterion
+from maskformer.errors import UserError
 from maskformer.integrations.detectron2.backbones import check_keys, feature_shapes
 from maskformer.integrations.detectron2.normalizers import over_all_processes, share_of_mean
 from maskformer.integrations.detectron2.pixel_decoders import build_registered, decode
@@ -207,7 +208,17 @@ def build_parts(cfg: Any, input_shape: Mapping[str, ShapeSpec], name: str) -> di
 
 
 def build_pixel_criterion(cfg: Any) -> PixelCriterion:
-    """The criterion of per-pixel heads, whatever the meta-architecture is called."""
+    """The criterion of per-pixel heads, whatever the meta-architecture is called.
+
+    Raises:
+        UserError: if results are asked for that Detectron2's meta-architecture of these heads does not give.
+    """
+    test = cfg.MODEL.MASK_FORMER.TEST
+    if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor" and (test.PANOPTIC_ON or test.INSTANCE_ON):
+        raise UserError(
+            "MODEL.MASK_FORMER.TEST.PANOPTIC_ON or INSTANCE_ON is True, but Detectron2's SemanticSegmentor returns "
+            "semantic scores alone: set both to False, or evaluate with tools/train_net.py"
+        )
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.META_ARCHITECTURE = "SemanticSegmentor"

@@ -18,13 +18,15 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from maskformer.build import synchronize_norms
 from maskformer.checkpoint import layouts
 from maskformer.data.loading import TrainLoader
 from maskformer.engine.device import amp_dtype
+from maskformer.engine.evaluating import check_test_sets
 from maskformer.engine.optimizer import Clipper, build_clipper, build_optimizer, load_optimizer_state
 from maskformer.engine.schedule import build_scheduler
 from maskformer.errors import UserError
-from maskformer.integrations.detectron2 import data, evaluation
+from maskformer.integrations.detectron2 import catalog, data, evaluation
 from maskformer.integrations.detectron2.weights import MaskFormerCheckpointer
 
 logger = logging.getLogger(__name__)
@@ -72,6 +74,7 @@ class Trainer(DefaultTrainer):
 
     def __init__(self, cfg: Any) -> None:
         check_config(cfg, comm.get_world_size())
+        check_test_data(cfg)
         super().__init__(with_seed(cfg))
         self.seed = int(self.cfg.SEED)
         clip = build_clipper(cfg)
@@ -84,6 +87,13 @@ class Trainer(DefaultTrainer):
             self._trainer.precision = dtype or torch.float16
 
     # ---------------------------------------------------------------- parts
+    @classmethod
+    def build_model(cls, cfg: Any) -> nn.Module:
+        """Detectron2's, with batch norms over all processes if ``MODEL.SYNC_BN`` says so."""
+        model: nn.Module = super().build_model(cfg)
+        synchronize_norms(cfg, model, torch.device(cfg.MODEL.DEVICE))
+        return model
+
     @classmethod
     def build_optimizer(cls, cfg: Any, model: nn.Module) -> Optimizer:
         """Our groups of learning rate and weight decay."""
@@ -236,3 +246,13 @@ def check_config(cfg: Any, processes: int) -> None:
             f"SOLVER.AMP.ENABLED is True, but MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, and Detectron2's mixed precision "
             "needs CUDA; set it to False, or train with tools/train_net.py"
         )
+
+
+def check_test_data(cfg: Any) -> None:
+    """Refuse test sets that would fail, or mean nothing, when they are evaluated hours later.
+
+    Raises:
+        UserError: naming data set, key and remedy.
+    """
+    trained = catalog.get_metadata(cfg.DATASETS.TRAIN[0]) if cfg.DATASETS.TRAIN else None
+    check_test_sets(cfg, [catalog.get_dataset(name) for name in cfg.DATASETS.TEST], trained)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,11 @@ pytest.importorskip("detectron2", reason="Detectron2 is not installed, see docs/
 
 import torch
 from detectron2.data import MetadataCatalog
+from detectron2.engine import DefaultPredictor
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
+from PIL import Image
 
+from maskformer.checkpoint import save_model
 from maskformer.errors import UserError
 from maskformer.integrations.detectron2 import normalizers, to_detectron2
 from maskformer.integrations.detectron2.meta_arch import things_of
@@ -31,6 +35,7 @@ from .detectron2_models import (
     detectron2_config,
     detectron2_model,
     labelled,
+    native_model,
     with_segments,
 )
 
@@ -148,6 +153,19 @@ def test_detectron2_instances_have_the_types_its_evaluators_take() -> None:
     assert instances.pred_boxes.tensor.tolist() == [[5, 3, 21, 10], [29, 19, 30, 20]]
     assert instances.pred_classes.tolist() == [7, 2]
     assert torch.equal(instances[instances.pred_classes == 2].pred_masks, masks[1:])
+
+
+def test_detectron2_predictor_sees_what_ours_sees(tmp_path: Path) -> None:
+    settings = {**TINY, "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 5, "INPUT.MIN_SIZE_TEST": 64, "INPUT.MAX_SIZE_TEST": 100}
+    native = native_model(R50, settings)
+    save_model(tmp_path / "model.pth", model=native)
+    weights = {"MODEL.WEIGHTS": str(tmp_path / "model.pth"), "DATASETS.TEST": ()}
+    theirs = DefaultPredictor(detectron2_config(R50, {**settings, **weights}))
+    image = np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8)
+    found = theirs(image[:, :, ::-1])["sem_seg"]  # theirs takes BGR
+    resized = Image.fromarray(image).resize((92, 64), Image.Resampling.BILINEAR)
+    sample = {"image": torch.from_numpy(np.array(resized)).permute(2, 0, 1), "height": 90, "width": 130}
+    torch.testing.assert_close(found, native.eval()([sample])[0]["sem_seg"], rtol=1e-5, atol=1e-5)
 
 
 def test_detectron2_model_can_be_copied_and_pickled() -> None:

@@ -243,6 +243,16 @@ def test_detectron2_model_that_cannot_be_built_is_refused(settings: dict[str, An
         detectron2_model(R50, {**TINY, **{f"MODEL.SEM_SEG_HEAD.{key}": value for key, value in settings.items()}})
 
 
+def test_detectron2_refuses_what_its_own_parts_would_ignore() -> None:
+    with pytest.raises(
+        UserError, match=r"GRADIENT_CHECKPOINTING is True, but .* build_resnet_backbone is Detectron2's"
+    ):
+        detectron2_model(R50, {**TINY, "MODEL.BACKBONE.GRADIENT_CHECKPOINTING": True})
+    detectron2_model(SWIN, {**TINY, "MODEL.BACKBONE.GRADIENT_CHECKPOINTING": True})
+    with pytest.raises(UserError, match="PANOPTIC_ON or INSTANCE_ON is True, but Detectron2's SemanticSegmentor"):
+        detectron2_model(PER_PIXEL, {**TINY, "MODEL.MASK_FORMER.TEST.PANOPTIC_ON": True})
+
+
 def test_detectron2_without_its_deeplab_project_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = detectron2_config(R50, {**TINY, "MODEL.BACKBONE.NAME": "build_resnet_deeplab_backbone"})
     monkeypatch.delitem(BACKBONE_REGISTRY._obj_map, "build_resnet_deeplab_backbone")
