@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 NAMES = ("coco_2017_train_panoptic", "coco_2017_val_panoptic")
 IGNORE_LABEL = 255
+_HIGHEST_ID = 256**3 - 1  # three channels of 8 bits
 _REMEDY = (
     "download http://images.cocodataset.org/zips/{split}2017.zip and "
     "http://images.cocodataset.org/annotations/panoptic_annotations_trainval2017.zip, unpack both under "
@@ -104,23 +105,11 @@ def panoptic_records(metadata: Metadata, image_root: Path, remedy: str) -> list[
     for folder in (image_root, png_root):
         require_folder(folder, metadata.name, remedy)
     contiguous = metadata.contiguous_ids
-    records = []
+    records: list[Record] = []
     try:
         images = _by_id(content["images"], path)
         for annotation in content["annotations"]:
             image = images[annotation["image_id"]]
-            segments = [
-                {
-                    "id": int(segment["id"]),
-                    "category_id": _contiguous(
-                        segment["category_id"], contiguous, metadata, f"segment {segment['id']} of image {image['id']}"
-                    ),
-                    "isthing": metadata.things[contiguous[segment["category_id"]]],
-                    "iscrowd": int(segment.get("iscrowd", 0)),
-                    **{key: segment[key] for key in ("area", "bbox") if key in segment},
-                }
-                for segment in annotation["segments_info"]
-            ]
             records.append(
                 {
                     "file_name": str(inside(image_root, image["file_name"], path)),
@@ -128,7 +117,7 @@ def panoptic_records(metadata: Metadata, image_root: Path, remedy: str) -> list[
                     "height": int(image["height"]),
                     "width": int(image["width"]),
                     "pan_seg_file_name": str(inside(png_root, annotation["file_name"], path)),
-                    "segments_info": segments,
+                    "segments_info": _segments(annotation["segments_info"], image["id"], contiguous, metadata),
                 }
             )
     except (KeyError, TypeError, ValueError) as error:
@@ -136,6 +125,33 @@ def panoptic_records(metadata: Metadata, image_root: Path, remedy: str) -> list[
     for field in ("file_name", "pan_seg_file_name"):
         require_files((r[field] for r in records), field, metadata.name, remedy)
     return records
+
+
+def _segments(
+    entries: Sequence[Mapping[str, Any]], image_id: Any, contiguous: Mapping[int, int], metadata: Metadata
+) -> list[dict[str, Any]]:
+    """The ``segments_info`` of one image with contiguous labels.
+
+    Raises:
+        UserError: if an id cannot stand in a PNG or stands for two segments, or a category is none of the classes.
+    """
+    segments: dict[int, dict[str, Any]] = {}
+    for segment in entries:
+        identity, owner = int(segment["id"]), f"segment {segment['id']} of image {image_id}"
+        if identity in segments or not 1 <= identity <= _HIGHEST_ID:
+            fault = "twice" if identity in segments else f"which is none of 1..{_HIGHEST_ID}, as 0 is void"
+            raise UserError(
+                f"annotation file {metadata.annotation_file!r} has the id {identity} in segments_info of image "
+                f"{image_id!r}, {fault}: give each segment an id of its own, which its pixels in the PNG have"
+            )
+        segments[identity] = {
+            "id": identity,
+            "category_id": _contiguous(segment["category_id"], contiguous, metadata, owner),
+            "isthing": metadata.things[contiguous[segment["category_id"]]],
+            "iscrowd": int(segment.get("iscrowd", 0)),
+            **{key: segment[key] for key in ("area", "bbox") if key in segment},
+        }
+    return list(segments.values())
 
 
 def instance_records(metadata: Metadata, image_root: Path, remedy: str) -> list[Record]:

@@ -207,6 +207,11 @@ def write_panoptic(root: Path, **changes: Any) -> dict[str, Any]:
     return content
 
 
+def with_ids(*ids: int) -> dict[str, Any]:
+    segments = [{"id": identity, "category_id": 30} for identity in ids]
+    return {"annotations": [{"image_id": 9, "file_name": "a.png", "segments_info": segments}]}
+
+
 def panoptic_folder(
     make_folder: Make, yaml: str = "panoptic: annotations/panoptic_{split}.json\n", **changes: Any
 ) -> Path:
@@ -265,6 +270,10 @@ def test_panoptic_folder_with_own_classes_and_places(make_folder: Make) -> None:
         ({"images": [{"id": 9, "file_name": "a.jpg"}] * 2}, ("lists an image id twice",)),
         ({"images": [{"id": 9, "file_name": "a.jpg"}]}, ("'height'",)),
         ({"annotations": []}, ("is empty",)),
+        (with_ids(0, 6), ("has the id 0 in segments_info of image 9, which is none of 1..16777215",)),
+        (with_ids(5, -6), ("has the id -6 in",)),
+        (with_ids(5, 2**24), ("has the id 16777216 in",)),
+        (with_ids(5, 5), ("has the id 5 in segments_info of image 9, twice",)),
     ],
 )
 def test_bad_panoptic_json(make_folder: Make, changes: dict[str, Any], parts: tuple[str, ...]) -> None:
