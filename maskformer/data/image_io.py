@@ -69,6 +69,14 @@ def _load(image: Image.Image, path: str | Path, field: str) -> Image.Image:
         raise _cannot_read(path, field, _plain(error, path)) from error
 
 
+def _is_turned(image: Image.Image, path: str | Path, field: str) -> bool:
+    """Whether the EXIF orientation exchanges height and width."""
+    try:
+        return image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+    except _DECODING_ERRORS as error:
+        raise _cannot_read(path, field, _plain(error, path)) from error
+
+
 def image_size(path: str | Path, field: str = "file_name") -> tuple[int, int]:
     """Height and width after EXIF orientation; only the header is read.
 
@@ -81,10 +89,7 @@ def image_size(path: str | Path, field: str = "file_name") -> tuple[int, int]:
         width, height = image.size
         if isinstance(image, PngImageFile) and not _PNG_EXIF & image.info.keys():
             return height, width  # PIL would decode the whole file in search of more
-        try:
-            turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-        except _DECODING_ERRORS as error:
-            raise _cannot_read(path, field, _plain(error, path)) from error
+        turned = _is_turned(image, path, field)
     return (width, height) if turned else (height, width)
 
 
@@ -180,17 +185,41 @@ def read_panoptic_ids(path: str | Path, field: str = "pan_seg_file_name") -> np.
     return ids
 
 
-def check_size(found: tuple[int, ...], expected: tuple[int, ...], path: str | Path, field: str, of: str) -> None:
+def check_size(
+    found: tuple[int, ...],
+    expected: tuple[int, ...],
+    path: str | Path,
+    field: str,
+    of: str,
+    image: str | Path | None = None,
+) -> None:
     """Refuses a file whose (H, W) is not the expected one.
+
+    Args:
+        found: (H, W) of the file.
+        expected: (H, W) that it should have.
+        path: of the file.
+        field: what the file is to the user.
+        of: what has the expected size.
+        image: whose EXIF orientation may explain the difference.
 
     Raises:
         UserError: naming the file and both sizes.
     """
-    if tuple(found) != tuple(expected):
-        raise UserError(
-            f"{field} {str(path)!r} is {found[1]}x{found[0]} pixels (width x height) but {of} is "
-            f"{expected[1]}x{expected[0]}: make the sizes equal"
-        )
+    if tuple(found) == tuple(expected):
+        return
+    remedy = "make the sizes equal"
+    if image is not None and tuple(found) == tuple(expected)[::-1]:
+        with _open(image, "image") as opened:
+            if _is_turned(opened, image, "image"):
+                remedy = (
+                    "the image carries an EXIF orientation, by which it is turned, that its annotation does not share, "
+                    "so remove the orientation from its EXIF data, or turn the annotation too"
+                )
+    raise UserError(
+        f"{field} {str(path)!r} is {found[1]}x{found[0]} pixels (width x height) but {of} is "
+        f"{expected[1]}x{expected[0]}: {remedy}"
+    )
 
 
 def segmentation_to_rle(segmentation: Any, height: int, width: int, where: str) -> dict[str, Any]:

@@ -209,15 +209,16 @@ def read_record_image(record: Record, image_format: str) -> np.ndarray:
     """The (H, W, 3) uint8 image of a record, refused if its size is not the recorded one."""
     image = image_io.read_image(record["file_name"], image_format)
     if "height" in record and "width" in record:
-        expected = (int(record["height"]), int(record["width"]))
-        image_io.check_size(image.shape[:2], expected, record["file_name"], "file_name", "its recorded size")
+        expected, path = (int(record["height"]), int(record["width"])), str(record["file_name"])
+        image_io.check_size(image.shape[:2], expected, path, "file_name", "its recorded size", path)
     return image
 
 
 def _check_label_size(found: tuple[int, ...], size: Size, record: Record, task: str) -> None:
     field = "pan_seg_file_name" if task == "panoptic" or "sem_seg_file_name" not in record else "sem_seg_file_name"
     if found != size:
-        image_io.check_size(found, size, record.get(field, "annotations"), field, f"image {record['file_name']!r}")
+        path = str(record["file_name"])
+        image_io.check_size(found, size, record.get(field, "annotations"), field, f"image {path!r}", path)
 
 
 def _to_tensor(image: np.ndarray) -> torch.Tensor:

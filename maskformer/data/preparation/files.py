@@ -123,4 +123,5 @@ def check_same_size(image: Path, label_size: tuple[int, ...], label: Path, field
     Raises:
         UserError: naming both.
     """
-    image_io.check_size(label_size, image_io.image_size(image, "image"), label, field, f"image {str(image)!r}")
+    size = image_io.image_size(image, "image")
+    image_io.check_size(label_size, size, label, field, f"image {str(image)!r}", image)

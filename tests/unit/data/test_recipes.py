@@ -192,6 +192,23 @@ def test_instances_go_through_the_same_geometry() -> None:
     assert torch.equal(things["segments"].labels, segments.labels[segments.labels > 1] - 2)
 
 
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_a_turned_picture_whose_annotation_is_not(make_metadata: Make, tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (80, 60)).save(tmp_path / "photo.jpg", exif=exif)
+    # As if the picture were not turned by 90 degrees, or as if it were.
+    size = (80, 60) if orientation == 6 else (60, 80)
+    Image.new("L", size).save(tmp_path / "labels.png")
+    record = {"file_name": str(tmp_path / "photo.jpg"), "sem_seg_file_name": str(tmp_path / "labels.png")}
+    for more in ({}, {"width": size[0], "height": size[1]}):
+        with pytest.raises(UserError) as error:
+            recipe(make_metadata())(record | more, rng())
+        assert "\n" not in str(error.value)
+        told = "carries an EXIF orientation" in str(error.value) and "remove the orientation" in str(error.value)
+        assert told is (orientation == 6)
+
+
 def test_sizes_that_differ(blocks: dict[str, Any], make_metadata: Make, tmp_path: Path) -> None:
     make = recipe(make_metadata(11, ignore_label=11))
     with pytest.raises(UserError, match=r"image.png' is 80x60 .* its recorded size is 81x60"):

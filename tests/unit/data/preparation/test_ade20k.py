@@ -158,6 +158,18 @@ def test_another_size_is_refused(write: Callable[..., Path], tmp_path: Path, sav
         ade20k.prepare(tmp_path, ["val"], workers=1)
 
 
+def test_a_turned_photo_whose_annotation_is_not(write: Callable[..., Path], tmp_path: Path) -> None:
+    own = write()
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    Image.new("RGB", (6, 4)).save(own / "images" / "validation" / "ADE_val_00000001.jpg", exif=exif)
+    with pytest.raises(UserError, match=r"is 6x4 pixels .* is 4x6: the image carries an EXIF orientation"):
+        ade20k.prepare(tmp_path, ["val"], workers=1)
+    (own / "images" / "validation" / "ADE_val_00000001.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match=r"^image '.*ADE_val_00000001.jpg' cannot be read \(it is empty\)"):
+        ade20k.prepare(tmp_path, ["val"], workers=1)
+
+
 # ------------------------------------------------------------------ panoptic
 def test_what_is_visible(write: Callable[..., Path], tmp_path: Path, read: Read) -> None:
     own = write()
