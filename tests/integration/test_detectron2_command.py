@@ -241,6 +241,7 @@ def test_detectron2_two_processes_train_and_score_as_one(config: Path, tmp_path:
         (["SOLVER.AMP.ENABLED", True], "needs CUDA"),
         (["DATASETS.TRAIN", "('shapes_panoptic_trian',)"], "did you mean 'shapes_panoptic_train'"),
         (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN is empty"),
+        (["DATASETS.TEST", "('ade20k_sem_seg_val',)"], "data set 'ade20k_sem_seg_val' has 150 classes"),
         (["SOLVER.BASE_LRR", 1], "do not fit Detectron2's config: Non-existent key: SOLVER.BASE_LRR"),
         (["--eval-only"], "MODEL.WEIGHTS is empty"),
         (["--eval-only", "--resume"], "MODEL.WEIGHTS is empty"),

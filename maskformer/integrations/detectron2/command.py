@@ -19,7 +19,7 @@ from maskformer.engine.device import seed_everything
 from maskformer.errors import UserError
 from maskformer.integrations.detectron2 import catalog
 from maskformer.integrations.detectron2.config import add_maskformer_config
-from maskformer.integrations.detectron2.training import Trainer, with_seed
+from maskformer.integrations.detectron2.training import Trainer, check_test_data, with_seed
 from maskformer.integrations.detectron2.weights import MaskFormerCheckpointer
 
 USER_ERROR = 2
@@ -90,6 +90,7 @@ def evaluate(cfg: Any, resume: bool) -> Any:
         )
     if not cfg.DATASETS.TEST:
         raise UserError("--eval-only needs a data set but DATASETS.TEST is empty; name one like ('folder:data:val',)")
+    check_test_data(cfg)
     model = Trainer.build_model(cfg)
     MaskFormerCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     results = Trainer.test(cfg, model)
