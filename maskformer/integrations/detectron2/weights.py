@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from maskformer.checkpoint import hub, layouts
 from maskformer.checkpoint.files import WeightFile, read_torch_file, read_weight_file, recognise
 from maskformer.checkpoint.huggingface import join_projections, our_names
+from maskformer.checkpoint.resizing import as_map, can_resize, resize_table
 from maskformer.checkpoint.sources import TIMM
 from maskformer.errors import UserError
 
@@ -161,7 +162,18 @@ class MaskFormerCheckpointer(DetectionCheckpointer):
         tensors = published_tensors(file, family)
         if family.backbone_only:  # found by the ends of their names, wherever the model has its backbone
             tensors = {name.removeprefix("backbone."): tensor for name, tensor in tensors.items()}
+        self._fit_tables(tensors)
         return {**rest, "model": tensors, "matching_heuristics": family.backbone_only}
+
+    def _fit_tables(self, tensors: dict[str, Tensor]) -> None:
+        """Swin's position tables resized, where window or image size differs, as natively."""
+        for target, own in self.model.state_dict().items():
+            name = next((n for n in (target, target.removeprefix("backbone.")) if n in tensors), None)
+            if name is None:
+                continue
+            table, wanted = as_map(target, tensors[name]), tuple(own.shape)
+            if can_resize(target, tuple(table.shape), wanted):
+                tensors[name] = resize_table(target, table, wanted)
 
 
 def published_tensors(file: WeightFile, family: layouts.Family) -> dict[str, Tensor]:
@@ -170,7 +182,7 @@ def published_tensors(file: WeightFile, family: layouts.Family) -> dict[str, Ten
     Where the names are the published ones already, all are kept: the model that loads them knows which it has.
     """
     if family is _PUBLISHED:
-        return file.tensors
+        return dict(file.tensors)
     if family is layouts.HUGGING_FACE:
         tensors = join_projections(file.tensors)
         full = our_names(tensors)

@@ -98,6 +98,18 @@ def test_detectron2_model_has_our_losses_and_results(name: str) -> None:
             assert torch.equal(theirs["instances"].pred_masks, ours["instances"]["masks"])
 
 
+def test_detectron2_model_is_made_of_our_own_modules() -> None:
+    native, other = both(COCO, COCO_TINY)
+    assert isinstance(other, type(native))
+    for part in ("image_result", "infer", "infer_each"):
+        assert getattr(type(other), part) is getattr(type(native), part)
+    assert type(other.criterion) is type(native.criterion)
+    assert type(other.criterion.matcher) is type(native.criterion.matcher)
+    assert type(other.sem_seg_head.predictor) is type(native.network.head)
+    assert type(other.sem_seg_head.pixel_decoder.native) is type(native.network.pixel_decoder)
+    assert type(both(SWIN)[1].backbone.native) is type(native_model(SWIN).network.backbone)
+
+
 def test_detectron2_model_answers_as_ours_to_our_own_evaluation() -> None:
     native, other = both(R50)
     samples = labelled(5)

@@ -269,6 +269,21 @@ def test_detectron2_checkpointer_finds_the_place_of_a_backbone(tmp_path: Path, p
     assert torch.equal(model.state_dict()["sem_seg_head.pixel_decoder.adapter_1.norm.weight"], untouched)
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_detectron2_checkpointer_resizes_position_tables_as_we_do(tmp_path: Path, whole: bool) -> None:
+    table = "backbone.layers.1.blocks.0.attn.relative_position_bias_table"
+    state = randomise(detectron2_model(SWIN)).state_dict()
+    if not whole:
+        state = {name.removeprefix("backbone."): t for name, t in state.items() if name.startswith("backbone.layers.")}
+    torch.save({"model": state}, tmp_path / "window7.pth")
+    settings = {**TINY, "MODEL.SWIN.WINDOW_SIZE": 4}
+    model, native = detectron2_model(SWIN, settings), native_model(SWIN, settings)
+    assert load(model, tmp_path / "window7.pth", MaskFormerCheckpointer)[2] == []
+    load_weights(native, tmp_path / "window7.pth", min_fit=0.5)
+    assert model.state_dict()[table].shape == (49, 2)
+    assert torch.equal(model.state_dict()[table], native.state_dict()[f"network.{table}"])
+
+
 @pytest.mark.parametrize("address", ["hf://owner/name", "timm://resnet50"])
 def test_detectron2_checkpointer_refuses_addresses_it_cannot_fetch(address: str) -> None:
     with pytest.raises(UserError, match=f"{address} is no address of Detectron2: make a file of it"):
