@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import math
 import platform
 import sys
 import traceback
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from maskformer.errors import UserError
+from maskformer.writing import check_writable, write_text
 
 INTERRUPTED = 130  # what shells report for Ctrl-C
 TASKS = ("parameters", "flops", "speed", "memory", "structure")
@@ -69,11 +71,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = build_parser().parse_args(argv)
     try:
+        file = Path(arguments.json).expanduser() if arguments.json else None
+        if file is not None:
+            check_writable(file)  # now, not after all the work
         answer = analyze(arguments)
-        if arguments.json:
-            from maskformer.writing import write_text
-
-            write_text(Path(arguments.json).expanduser(), json.dumps(answer, indent=2) + "\n")
+        if file is not None:
+            write_text(file, json.dumps(answer, indent=2) + "\n")
     except UserError as error:
         if arguments.debug:
             traceback.print_exc()
@@ -88,27 +91,47 @@ def split_tasks(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Tasks, and the overrides that argparse took for tasks because they follow them: those begin with a capital.
 
     Raises:
-        UserError: for a task that does not exist.
+        UserError: for a task that does not exist, or if there is none.
     """
-    end = next((i for i, word in enumerate(words) if word[:1].isupper()), len(words))
+    end = next((i for i, word in enumerate(words) if is_override(word)), len(words))
     for word in words[:end]:
         if word not in TASKS:
-            near = difflib.get_close_matches(word, TASKS, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(word.lower(), TASKS, n=1, cutoff=0.5)
             remedy = f"did you mean {near[0]!r}?" if near else f"choose some of {', '.join(TASKS)}"
             raise UserError(f"--tasks has no {word!r}; {remedy}")
+    if end == 0:
+        raise UserError(f"--tasks names no task before {words[0]!r}; choose some of {', '.join(TASKS)}")
     return [task for task in TASKS if task in words[:end]], list(words[end:])
 
 
+def is_override(word: str) -> bool:
+    """Whether a word begins the overrides: a config key, or what is meant for one rather than for a task."""
+    if not word[:1].isupper():
+        return False
+    if "." in word:
+        return True
+    from maskformer.config import get_cfg
+
+    keys = {key.lower() for key in get_cfg()}
+    near = difflib.get_close_matches(word.lower(), [*keys, *TASKS], n=1)
+    return word.lower() in keys or not near or near[0] in keys
+
+
 def check_numbers(arguments: argparse.Namespace) -> None:
-    """Refuse numbers that are not positive.
+    """Refuse numbers that are not positive, or are none.
 
     Raises:
         UserError: if there is one.
     """
     for name in ("batch", "iterations", "images", "threads", "depth", "memory_limit"):
         value = getattr(arguments, name)
-        if value is not None and value <= 0:
+        if value is not None and not value > 0:
             raise UserError(f"--{name.replace('_', '-')} is {value:g}, but must be more than 0")
+    if arguments.memory_limit is not None and not math.isfinite(arguments.memory_limit * GIB):
+        raise UserError(
+            f"--memory-limit is {arguments.memory_limit:g}, but must be finite; "
+            "leave it out for nine tenths of what is free"
+        )
     if arguments.size is not None and min(arguments.size) < 32:
         raise UserError(f"--size is {arguments.size[0]} {arguments.size[1]}, but each side needs at least 32 pixels")
 

@@ -231,6 +231,18 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def check_numbers(arguments: argparse.Namespace) -> None:
+    """Refuse numbers that are not positive; NaN is none.
+
+    Raises:
+        UserError: naming the argument.
+    """
+    for name in ("threads", "memory_limit"):
+        value = getattr(arguments, name)
+        if not value > 0:
+            raise UserError(f"--{name.replace('_', '-')} is {value:g}, but must be more than 0")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the page; exit code 2 after a mistake of the user's."""
     arguments = build_parser().parse_args(argv)
@@ -239,6 +251,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.measure:
             from maskformer.analysis.memory import available_memory
 
+            check_numbers(arguments)
             limit = min(arguments.memory_limit, 0.9 * available_memory() / GIB)
             configs = [model["config"] for model in zoo["models"]]
             for line in measure_missing(ROOT / MEASUREMENTS, configs, limit, arguments.threads):

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from maskformer.errors import UserError
+from maskformer.writing import check_writable
 
 INTERRUPTED = 130  # what shells report for Ctrl-C
 TASKS = ("sem_seg", "panoptic_seg", "instances")
@@ -88,7 +89,7 @@ def run(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:
-    """Refuse arguments that do not go together.
+    """Refuse arguments that do not go together, and a file that cannot be written.
 
     Raises:
         UserError: naming the argument and the remedy.
@@ -107,6 +108,8 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         raise UserError("--truth-folder goes with --truth; leave it out with --dataset, which knows its folder")
     if arguments.workers is not None and arguments.workers < 1:
         raise UserError(f"--workers is {arguments.workers}, but must be 1 or more")
+    if arguments.json is not None:
+        check_writable(arguments.json)  # now, not after all the work
 
 
 def score(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,6 +51,24 @@ def write_text(path: Path, text: str) -> None:
     """
     with atomic_write(path) as file:
         file.write(text.encode())
+
+
+def check_writable(path: Path) -> None:
+    """Finds out, before long work, whether its result can be written; nothing is made.
+
+    Raises:
+        UserError: the path is a folder, or neither its folder nor one that would be made for it can be written.
+    """
+    try:
+        if path.is_dir():
+            raise UserError(f"{path} is a folder: name a file in it")
+        place = path.parent
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        with tempfile.TemporaryFile(dir=place):  # permission bits do not tell of read-only file systems
+            pass
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror or error}): choose another") from error
 
 
 def _sync_folder(folder: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from maskformer import analyze, cli
+from maskformer.errors import UserError
 
 QUICKSTART = "configs/quickstart/shapes_panoptic.yaml"
 
@@ -58,6 +59,8 @@ def test_speed_and_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         (["speed", "flops", "speed"], ["flops", "speed"], []),
         (["flops", "MODEL.DEVICE", "cpu"], ["flops"], ["MODEL.DEVICE", "cpu"]),
         (["memory", "SEED", "1", "MODEL.DEVICE", "cpu"], ["memory"], ["SEED", "1", "MODEL.DEVICE", "cpu"]),
+        (["flops", "OUTPUT_DIR", "x"], ["flops"], ["OUTPUT_DIR", "x"]),
+        (["flops", "SEDE", "1"], ["flops"], ["SEDE", "1"]),  # the config says that this is no key
     ],
 )
 def test_tasks_end_where_overrides_begin(words: list[str], tasks: list[str], opts: list[str]) -> None:
@@ -69,6 +72,21 @@ def test_tasks_end_where_overrides_begin(words: list[str], tasks: list[str], opt
     [
         (["--tasks", "flop"], "--tasks has no 'flop'; did you mean 'flops'?"),
         (["--tasks", "xyz"], "--tasks has no 'xyz'; choose some of parameters, flops, speed, memory, structure"),
+        (
+            ["--tasks", "MODEL.DEVICE", "cpu"],
+            "--tasks names no task before 'MODEL.DEVICE'; choose some of parameters, flops, speed, memory, structure",
+        ),
+        (["--tasks", "Flops"], "--tasks has no 'Flops'; did you mean 'flops'?"),
+        (["--tasks", "memory", "SPEED", "MODEL.DEVICE", "cpu"], "--tasks has no 'SPEED'; did you mean 'speed'?"),
+        (["--memory-limit", "nan"], "--memory-limit is nan, but must be more than 0"),
+        (
+            ["--memory-limit", "inf"],
+            "--memory-limit is inf, but must be finite; leave it out for nine tenths of what is free",
+        ),
+        (
+            ["--memory-limit", "1e300"],
+            "--memory-limit is 1e+300, but must be finite; leave it out for nine tenths of what is free",
+        ),
         (["--batch", "0"], "--batch is 0, but must be more than 0"),
         (["--memory-limit", "-1"], "--memory-limit is -1, but must be more than 0"),
         (["--size", "16", "64"], "--size is 16 64, but each side needs at least 32 pixels"),
@@ -83,6 +101,31 @@ def test_tasks_end_where_overrides_begin(words: list[str], tasks: list[str], opt
 def test_mistakes_are_one_sentence(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert analyze.main(["--config-file", QUICKSTART, *words]) == 2
     assert capsys.readouterr().err == f"error: {sentence}\n"
+
+
+def test_json_that_cannot_be_written_is_found_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file" / "costs.json", tmp_path):
+        assert analyze.main(["--config-file", QUICKSTART, "--tasks", "parameters", "--json", str(place)]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.startswith(f"error: {place} ")
+        assert captured.err.count("\n") == 1
+
+
+def test_tables_stay_if_writing_fails_at_the_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, text: str) -> None:
+        raise UserError(f"{path} cannot be written")
+
+    monkeypatch.setattr(analyze, "write_text", fail)
+    assert analyze.main(["--config-file", QUICKSTART, "--tasks", "parameters", "--json", str(tmp_path / "x")]) == 2
+    captured = capsys.readouterr()
+    assert "total" in captured.out
+    assert captured.err == f"error: {tmp_path / 'x'} cannot be written\n"
 
 
 def test_mistakes_in_arguments_do_not_load_torch() -> None:

@@ -167,3 +167,16 @@ def test_main_writes_the_page(
     (tmp_path / model_zoo.MEASUREMENTS).write_text(json.dumps(measured))
     assert model_zoo.main([]) == 0
     assert (tmp_path / model_zoo.PAGE).read_text(encoding="utf-8") == page
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--memory-limit", "nan"], "--memory-limit is nan, but must be more than 0"),
+        (["--memory-limit", "-1"], "--memory-limit is -1, but must be more than 0"),
+        (["--threads", "0"], "--threads is 0, but must be more than 0"),
+    ],
+)
+def test_numbers_that_are_refused(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert model_zoo.main(["--measure", *words]) == 2
+    assert capsys.readouterr().err == f"error: {sentence}\n"

@@ -171,6 +171,33 @@ def test_the_command_with_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "100.00" in capsys.readouterr().out
 
 
+def test_scores_that_cannot_be_written_are_found_before_anything_is_read(
+    case: Case, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (case.folder / "file").write_text("")
+    words = ["--task", "instances", "--predictions", "missing.json", "--truth", "missing.json", "--json"]
+    for place in (case.folder, case.folder / "file" / "scores.json"):
+        assert main([*words, str(place)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {place} ")
+        assert error.count("\n") == 1
+
+
+def test_scores_are_shown_if_writing_fails_at_the_end(
+    case: Case, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(arguments: Any, scores: Any) -> None:
+        raise UserError(f"{arguments.json} cannot be written")
+
+    monkeypatch.setattr("maskformer.score.write_scores", fail)
+    panoptic, _ = coco_truth(case)
+    words = ["--task", "panoptic_seg", "--predictions", case.out / "predictions.json", "--truth", panoptic]
+    assert main([str(word) for word in [*words, "--workers", 1, "--json", case.folder / "scores.json"]]) == 2
+    captured = capsys.readouterr()
+    assert f"{case.results['panoptic_seg']['PQ']:.2f}" in captured.out
+    assert "scores.json cannot be written" in captured.err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
