@@ -292,8 +292,12 @@ def test_detectron2_tool_runs_as_written(config: Path, tmp_path: Path) -> None:
     words += ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "150", "SOLVER.MAX_ITER", "2", "OUTPUT_DIR", str(tmp_path / "out")]
     line = [sys.executable, "tools/train_net_detectron2.py", "--config-file", str(config), "--num-gpus", "0", *words]
     environment = os.environ | {"DETECTRON2_DATASETS": str(tmp_path / "data"), "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-2000:]
+    # The second goes on from model_final.pth and overwrites it in place.
+    for more in ([], ["--resume", "SOLVER.MAX_ITER", "3"]):
+        whole = [*line[:6], *more[:1], *line[6:], *more[1:]]
+        result = subprocess.run(whole, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr[-2000:]
+    assert checkpoint(tmp_path / "out" / "model_final.pth")["iteration"] == 2
     last = json.loads((tmp_path / "out" / "metrics.json").read_text().splitlines()[-1])
     assert "sem_seg/mIoU" in last
     assert "ade20k_sem_seg_val" in DatasetCatalog

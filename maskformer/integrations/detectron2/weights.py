@@ -156,7 +156,8 @@ class MaskFormerCheckpointer(DetectionCheckpointer):
         family = layouts.find_family(file.tensors)
         if family is None:
             return super()._load_file(filename)
-        content = read_torch_file(path, mapped=True) if recognise(path) == "torch" else {}
+        # Not mapped: optimizers keep the tensors they are given, and Detectron2 overwrites files in place.
+        content = read_torch_file(path) if recognise(path) == "torch" else {}
         # Beside its weights, a checkpoint of a run has what its trainer goes on with.
         rest = {key: value for key, value in content.items() if key != "model"} if "model" in content else {}
         tensors = published_tensors(file, family)
