@@ -19,13 +19,8 @@ from maskformer.checkpoint.sources import local_source
 from maskformer.config import get_cfg
 from maskformer.data.dataset import Metadata, distinct_colors
 from maskformer.errors import UserError
-from maskformer.integrations.huggingface_config import (
-    check_expressible,
-    class_names_of,
-    model_config,
-    preprocessor_config,
-    settings_of,
-)
+from maskformer.integrations.huggingface_config import check_expressible, model_config, preprocessor_config
+from maskformer.integrations.huggingface_reading import check_settings, class_names_of, image_settings, settings_of
 from maskformer.writing import atomic_write, write_text
 
 PREPROCESSOR = "preprocessor_config.json"
@@ -68,7 +63,8 @@ def export_huggingface(
 def config_from_huggingface(source: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
     """The config of a model in Hugging Face's layout; ``MODEL.WEIGHTS`` is the source itself.
 
-    What such a folder does not say has our defaults: the training recipe, and which classes are things.
+    What such a folder does not say has our defaults: the training recipe, and which classes are things. How results are
+    made from the outputs is kept in folders of ours; others get the thresholds of the published panoptic models.
 
     Args:
         source: a folder with ``config.json``, or ``hf://owner/name[@revision]``.
@@ -79,9 +75,11 @@ def config_from_huggingface(source: str | Path, overrides: Sequence[Any] = ()) -
     """
     folder = _folder(source)
     path = folder / "config.json"
-    preprocessor = _read(folder / PREPROCESSOR) if (folder / PREPROCESSOR).is_file() else {}
-    settings = settings_of(_read(path), preprocessor, path)
-    pairs = [part for pair in settings.items() for part in pair]
+    settings = settings_of(_read(path), path)
+    if (folder / PREPROCESSOR).is_file():
+        settings += image_settings(_read(folder / PREPROCESSOR), folder / PREPROCESSOR)
+    check_settings(settings)
+    pairs = [part for setting in settings for part in (setting.key, setting.value)]
     return get_cfg(None, [*pairs, "MODEL.WEIGHTS", str(source), *overrides])
 
 

@@ -1,19 +1,18 @@
-"""Configs in Hugging Face's words: ours to theirs, theirs to ours, and what theirs cannot say."""
+"""Our configs in Hugging Face's words, and what theirs cannot say; `huggingface_reading` is the way back."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from yacs.config import CfgNode
 
 from maskformer.checkpoint.metadata import CONFIG_SECTION
+from maskformer.config.tree import flatten
 from maskformer.data.dataset import Metadata
 from maskformer.errors import UserError
 
-_STAGES = ["stage1", "stage2", "stage3", "stage4"]
-_RESNETS = {
+STAGES = ["stage1", "stage2", "stage3", "stage4"]
+RESNETS = {
     18: ("basic", [2, 2, 2, 2], [64, 128, 256, 512]),
     34: ("basic", [3, 4, 6, 3], [64, 128, 256, 512]),
     50: ("bottleneck", [3, 4, 6, 3], [256, 512, 1024, 2048]),
@@ -21,7 +20,7 @@ _RESNETS = {
     152: ("bottleneck", [3, 8, 36, 3], [256, 512, 1024, 2048]),
 }
 # Our key (below MODEL.SWIN), theirs, what they take where a file does not say.
-_SWIN: tuple[tuple[str, str, Any], ...] = (
+SWIN: tuple[tuple[str, str, Any], ...] = (
     ("PRETRAIN_IMG_SIZE", "image_size", 224),
     ("PATCH_SIZE", "patch_size", 4),
     ("EMBED_DIM", "embed_dim", 96),
@@ -35,7 +34,7 @@ _SWIN: tuple[tuple[str, str, Any], ...] = (
     ("DROP_PATH_RATE", "drop_path_rate", 0.1),
 )
 # The same below MODEL.MASK_FORMER, in their decoder_config.
-_DECODER: tuple[tuple[str, str, Any], ...] = (
+DECODER: tuple[tuple[str, str, Any], ...] = (
     ("HIDDEN_DIM", "d_model", 256),
     ("NUM_OBJECT_QUERIES", "num_queries", 100),
     ("NHEADS", "decoder_attention_heads", 8),
@@ -43,7 +42,19 @@ _DECODER: tuple[tuple[str, str, Any], ...] = (
     ("DIM_FEEDFORWARD", "decoder_ffn_dim", 2048),
     ("DROPOUT", "dropout", 0.1),
 )
-_WEIGHTS = (("NO_OBJECT_WEIGHT", 0.1), ("DICE_WEIGHT", 1.0), ("MASK_WEIGHT", 20.0))
+WEIGHTS = (("NO_OBJECT_WEIGHT", 0.1), ("DICE_WEIGHT", 1.0), ("MASK_WEIGHT", 20.0))
+# Theirs has no word for these, which results depend on; they are kept in a section of ours.
+KEPT_SECTION = "config"
+KEPT = (
+    "MODEL.SEM_SEG_HEAD.IGNORE_VALUE",
+    "MODEL.MASK_FORMER.SIZE_DIVISIBILITY",
+    "MODEL.MASK_FORMER.TEST.SEMANTIC_ON",
+    "MODEL.MASK_FORMER.TEST.PANOPTIC_ON",
+    "MODEL.MASK_FORMER.TEST.INSTANCE_ON",
+    "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD",
+    "MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD",
+    "MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE",
+)
 
 
 def check_expressible(cfg: CfgNode) -> None:
@@ -66,9 +77,12 @@ def check_expressible(cfg: CfgNode) -> None:
         ("MASK_FORMER.TRANSFORMER_IN_FEATURE", settings.TRANSFORMER_IN_FEATURE, ("res5",), "choice of maps"),
         ("MASK_FORMER.ENC_LAYERS", settings.ENC_LAYERS, (0,), "transformer encoder"),
         ("MASK_FORMER.PRE_NORM", settings.PRE_NORM, (False,), "norms before the sub-layers"),
-        ("MASK_FORMER.ENFORCE_INPUT_PROJ", settings.ENFORCE_INPUT_PROJ, (False,), "enforced input projection"),
         ("BACKBONE.NAME", model.BACKBONE.NAME, _backbones(), "such backbone"),
     ]
+    if model.BACKBONE.NAME in _backbones() and _res5_channels(cfg) == settings.HIDDEN_DIM:
+        # Of other channels they project as well, asked or not.
+        enforced = settings.ENFORCE_INPUT_PROJ
+        needed.append(("MASK_FORMER.ENFORCE_INPUT_PROJ", enforced, (False,), "input projection that changes no width"))
     if model.BACKBONE.NAME == "D2SwinTransformer":
         needed += [
             ("SWIN.APE", model.SWIN.APE, (False,), "like absolute position embeddings"),
@@ -96,6 +110,12 @@ def check_expressible(cfg: CfgNode) -> None:
         )
 
 
+def _res5_channels(cfg: CfgNode) -> int:
+    if cfg.MODEL.BACKBONE.NAME == "D2SwinTransformer":
+        return int(cfg.MODEL.SWIN.EMBED_DIM) * 8
+    return RESNETS[cfg.MODEL.RESNETS.DEPTH][2][-1]
+
+
 def _backbones() -> tuple[str, ...]:
     return ("build_resnet_backbone", "build_resnet_deeplab_backbone", "D2SwinTransformer")
 
@@ -106,29 +126,32 @@ def model_config(cfg: CfgNode, metadata: Metadata) -> dict[str, Any]:
     if cfg.MODEL.BACKBONE.NAME == "D2SwinTransformer":
         swin = cfg.MODEL.SWIN
         # transformers itself turns "swin" into its variant with norms for each map.
-        backbone: dict[str, Any] = {"model_type": "swin", **{theirs: _plain(swin[ours]) for ours, theirs, _ in _SWIN}}
+        backbone: dict[str, Any] = {"model_type": "swin", **{theirs: _plain(swin[ours]) for ours, theirs, _ in SWIN}}
     else:
-        kind, depths, widths = _RESNETS[cfg.MODEL.RESNETS.DEPTH]
+        kind, depths, widths = RESNETS[cfg.MODEL.RESNETS.DEPTH]
         backbone = {"model_type": "resnet", "layer_type": kind, "depths": depths, "hidden_sizes": widths}
         backbone |= {"embedding_size": 64, "downsample_in_first_stage": False, "downsample_in_bottleneck": False}
-    decoder = {theirs: settings[ours] for ours, theirs, _ in _DECODER}
+    decoder = {theirs: settings[ours] for ours, theirs, _ in DECODER}
     kept = ("name", "classes", "things", "colors", "ignore_label", "evaluators", "dataset_ids", "truth")
     return {
         "architectures": ["MaskFormerForInstanceSegmentation"],
         "model_type": "maskformer",
-        "backbone_config": {**backbone, "out_features": _STAGES},
+        "backbone_config": {**backbone, "out_features": STAGES},
         "decoder_config": {"model_type": "detr", **decoder},
         "fpn_feature_size": head.CONVS_DIM,
         "mask_feature_size": head.MASK_DIM,
         "num_attention_heads": settings.NHEADS,
         "num_hidden_layers": settings.DEC_LAYERS,
-        **{key.lower(): settings[key] for key, _ in _WEIGHTS},
+        **{key.lower(): settings[key] for key, _ in WEIGHTS},
         "cross_entropy_weight": 1.0,
         "use_auxiliary_loss": False,
         "id2label": {str(i): name for i, name in enumerate(metadata.classes)},
         "label2id": {name: i for i, name in enumerate(metadata.classes)},
         "dtype": "float32",
-        CONFIG_SECTION: {key: getattr(metadata, key) for key in kept},
+        CONFIG_SECTION: {
+            **{key: getattr(metadata, key) for key in kept},
+            KEPT_SECTION: {key: value for key, value in flatten(cfg) if key in KEPT},
+        },
     }
 
 
@@ -143,89 +166,12 @@ def preprocessor_config(cfg: CfgNode, metadata: Metadata) -> dict[str, Any]:
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": [round(value / 255, 6) for value in cfg.MODEL.PIXEL_MEAN],
-        "image_std": [round(value / 255, 6) for value in cfg.MODEL.PIXEL_STD],
+        "image_mean": [round(value / 255, 10) for value in cfg.MODEL.PIXEL_MEAN],
+        "image_std": [round(value / 255, 10) for value in cfg.MODEL.PIXEL_STD],
         "ignore_index": metadata.ignore_label,
         "do_reduce_labels": False,
         "num_labels": metadata.num_classes,
     }
-
-
-def settings_of(config: Mapping[str, Any], preprocessor: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Our keys and values for a ``config.json`` (and what images go through).
-
-    Raises:
-        UserError: it is no MaskFormer, or has parts that ours does not have; `path` is named.
-    """
-    if config.get("model_type") != "maskformer":
-        raise UserError(f"{path} describes a {config.get('model_type')!r}, not a maskformer: name a MaskFormer model")
-    decoder = _section(config, "decoder_config", path)
-    if decoder.get("model_type", "detr") != "detr":
-        raise UserError(f"{path}: decoder_config is a {decoder['model_type']!r}, which MaskFormer here has no part for")
-    settings: dict[str, Any] = _backbone_settings(_section(config, "backbone_config", path), path)
-    for ours, theirs, default in _DECODER:
-        settings[f"MODEL.MASK_FORMER.{ours}"] = decoder.get(theirs, default)
-    for key, default in _WEIGHTS:
-        settings[f"MODEL.MASK_FORMER.{key}"] = config.get(key.lower(), default)
-    settings["MODEL.SEM_SEG_HEAD.NUM_CLASSES"] = len(class_names_of(config, path))
-    settings["MODEL.SEM_SEG_HEAD.CONVS_DIM"] = config.get("fpn_feature_size", 256)
-    settings["MODEL.SEM_SEG_HEAD.MASK_DIM"] = config.get("mask_feature_size", 256)
-    for key, name in {"PIXEL_MEAN": "image_mean", "PIXEL_STD": "image_std"}.items():
-        if name in preprocessor:
-            settings[f"MODEL.{key}"] = [round(255 * value, 4) for value in preprocessor[name]]
-    size = preprocessor.get("size", {})
-    sides = size if isinstance(size, Mapping) else {"shortest_edge": size}
-    longest = sides.get("longest_edge", preprocessor.get("max_size"))
-    if "shortest_edge" in sides:
-        settings["INPUT.MIN_SIZE_TEST"] = sides["shortest_edge"]
-    if longest is not None:
-        settings["INPUT.MAX_SIZE_TEST"] = longest
-    return settings
-
-
-def class_names_of(config: Mapping[str, Any], path: Path) -> list[str]:
-    """Names of the classes in their order.
-
-    Raises:
-        UserError: there are none, or their numbers have gaps.
-    """
-    table = config.get("id2label", {0: "LABEL_0", 1: "LABEL_1"})
-    try:
-        names = {int(number): str(name) for number, name in table.items()}
-    except (AttributeError, ValueError) as error:
-        raise UserError(f"{path} has a damaged id2label: download or copy it again") from error
-    if sorted(names) != list(range(len(names))) or not names:
-        raise UserError(f"{path}: the numbers of id2label do not run from 0 without a gap: correct them")
-    return [names[i] for i in range(len(names))]
-
-
-def _backbone_settings(backbone: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    kind = backbone.get("model_type")
-    if kind in ("swin", "maskformer-swin"):
-        if backbone.get("use_absolute_embeddings", False):
-            raise UserError(f"{path}: use_absolute_embeddings has another meaning here: such a model cannot be read")
-        settings = {f"MODEL.SWIN.{ours}": backbone.get(theirs, default) for ours, theirs, default in _SWIN}
-        return {"MODEL.BACKBONE.NAME": "D2SwinTransformer", **settings}
-    if kind == "resnet":
-        _, depths, widths = _RESNETS[50]
-        layout = (
-            backbone.get("layer_type", "bottleneck"),
-            backbone.get("depths", depths),
-            backbone.get("hidden_sizes", widths),
-        )
-        depth = next((known for known, each in _RESNETS.items() if each == layout), None)
-        moved = [key for key in ("downsample_in_first_stage", "downsample_in_bottleneck") if backbone.get(key, False)]
-        if depth is not None and not moved and backbone.get("embedding_size", 64) == 64:
-            return {"MODEL.BACKBONE.NAME": "build_resnet_backbone", "MODEL.RESNETS.DEPTH": depth}
-        raise UserError(f"{path}: its backbone_config is a ResNet of other depths, widths or strides than ours have")
-    raise UserError(f"{path}: backbone_config is a {kind!r}: only resnet and swin backbones can be read")
-
-
-def _section(config: Mapping[str, Any], name: str, path: Path) -> Mapping[str, Any]:
-    section = config.get(name)
-    if not isinstance(section, Mapping):
-        raise UserError(f"{path} has no {name}: save the model again with a current version of transformers")
-    return section
 
 
 def _plain(value: Any) -> Any:
