@@ -139,15 +139,23 @@ class MaskFormerCheckpointer(DetectionCheckpointer):
     """
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> Any:
-        """As Detectron2's.
+        """As Detectron2's, also from ``hf://owner/name``.
 
         Raises:
-            UserError: Detectron2 does not know such addresses, or the file cannot be read.
+            UserError: the file cannot be had or read.
         """
-        if path and path.startswith((TIMM, hub.PREFIX)):
+        if path and path.startswith(TIMM):
             raise UserError(
-                f"MODEL.WEIGHTS {path} is no address of Detectron2: make a file of it with `maskformer convert` first"
+                f"MODEL.WEIGHTS {path} is no address of Detectron2: set MODEL.BACKBONE.NAME timm and "
+                "MODEL.TIMM.PRETRAINED True, or make a file of it with `maskformer convert`"
             )
+        if path and path.startswith(hub.PREFIX):
+            file = hub.weights_in(hub.fetch(path))
+            if file is None or file.suffix == ".json":
+                raise UserError(
+                    f"MODEL.WEIGHTS {path} is in several files: make one of them with `maskformer convert` first"
+                )
+            path = str(file)
         return super().load(path, *args, **kwargs)
 
     def _load_file(self, filename: str) -> Any:
