@@ -17,6 +17,7 @@ WEIGHT_NAMES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _ADDRESS = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 
 
@@ -55,8 +56,11 @@ def shards(index: Path) -> list[str]:
         names = sorted(set(table.values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{index} is damaged, it has no weight_map: download or copy it again") from error
+    if not names:
+        raise UserError(f"{index} has an empty weight_map: download or copy it again")
     for name in names:
-        if not isinstance(name, str) or not name.isprintable() or Path(name).name != name:
+        inside = isinstance(name, str) and name.isprintable() and name not in ("", "..") and Path(name).name == name
+        if not inside:
             raise UserError(f"{index} names {name!a:.60}, which is no file of its folder: do not trust this folder")
     return names
 
@@ -73,25 +77,47 @@ def fetch(address: str) -> Path:
     Raises:
         UserError: there is no such model, it has no weights, or it cannot be had now.
     """
-    match = _ADDRESS.fullmatch(address)
-    if match is None:
-        raise UserError(
-            f"{address} names no model of the Hugging Face Hub: write hf://owner/name or hf://owner/name@tag"
-        )
-    folder = _download(address, match[1], match[2], "config.json").parent
+    owner_and_name, revision = _parts(address)
+    folder = _download(address, owner_and_name, revision, "config.json").parent
+    revision = _commit_of(folder) or revision  # what is downloaded next shall be of the same state
     for name in WEIGHT_NAMES:
         try:
-            path = _download(address, match[1], match[2], name)
+            path = _download(address, owner_and_name, revision, name)
         except _AbsentError:
             continue
         for shard in shards(path) if path.suffix == ".json" else ():
-            _download(address, match[1], match[2], shard)
+            _download(address, owner_and_name, revision, shard)
         return folder
     raise UserError(f"{address} has none of {', '.join(WEIGHT_NAMES)}: name a model with weights")
 
 
 class _AbsentError(UserError):
     """The model is there, or may be, but this file of it is not to be had."""
+
+
+def pinned(address: str) -> str:
+    """The address with the commit that it means now, so that whoever reads it next gets the same model.
+
+    Raises:
+        UserError: see `fetch`.
+    """
+    commit = _commit_of(fetch(address))
+    return f"{PREFIX}{_parts(address)[0]}@{commit}" if commit else address
+
+
+def _parts(address: str) -> tuple[str, str | None]:
+    """Owner and name, and the revision."""
+    match = _ADDRESS.fullmatch(address)
+    if match is None:
+        raise UserError(
+            f"{address} names no model of the Hugging Face Hub: write hf://owner/name or hf://owner/name@tag"
+        )
+    return match[1], match[2]
+
+
+def _commit_of(folder: Path) -> str | None:
+    """The Hub's cache has a folder for each commit."""
+    return folder.name if _COMMIT.fullmatch(folder.name) else None
 
 
 def _download(address: str, owner_and_name: str, revision: str | None, name: str) -> Path:

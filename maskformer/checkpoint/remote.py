@@ -29,6 +29,9 @@ CACHE_VARIABLE = "MASKFORMER_CACHE"
 _SHORT = {"detectron2://": "https://dl.fbaipublicfiles.com/detectron2/"}
 _TIMEOUT_SECONDS = 30
 _BLOCK = 1 << 20
+_HOST = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*|[0-9a-f]*:[0-9a-f:.]*")
+_LONGEST = 1000
+_LONGEST_PART = 180  # bytes; file systems take 255, and the names of unfinished files and of checksums are longer
 _FRAGMENT = re.compile(r"sha256=([0-9a-fA-F]{64})")
 _DIGITS_IN_NAME = re.compile(r".*-([0-9a-f]{8,64})\.\w+")
 _HOSTS_WITH_DIGITS = ("download.pytorch.org",)
@@ -70,13 +73,7 @@ def local_file(source: str | Path) -> Path:
             text = full + text.removeprefix(short)
     if "://" not in text:
         return _existing(Path(source).expanduser())
-    url = urllib.parse.urlsplit(text)
-    inside = PurePosixPath(urllib.parse.unquote(url.path).lstrip("/"))
-    if url.scheme != "https" or not url.hostname or not inside.name or ".." in inside.parts:
-        raise UserError(
-            f"{source} is not an address weights can be read from: use a file, https://, detectron2://, hf:// or timm://"
-        )
-    path = cache_folder() / url.hostname / inside
+    url, path = _cached_at(text, source)
     promised = _promised(url, source)
     if path.is_file():
         problem = _damage(path)
@@ -89,6 +86,42 @@ def local_file(source: str | Path) -> Path:
         logger.warning("%s %s; it is downloaded again", path, problem)
     _download(urllib.parse.urlunsplit(url._replace(fragment="")), path, promised)
     return path
+
+
+def _cached_at(address: str, source: str | Path) -> tuple[urllib.parse.SplitResult, Path]:
+    """The parts of an ``https://`` address, and where in the cache its file lies: by host and path.
+
+    What else tells addresses apart, query and port, is in the name as a few digits of its SHA-256.
+    """
+    try:
+        url = urllib.parse.urlsplit(address)
+        host, port = url.hostname or "", url.port
+        inside = PurePosixPath(urllib.parse.unquote(url.path, errors="strict").lstrip("/"))
+    except ValueError as error:
+        raise UserError(f"{source!a:.200} is no address ({error}): correct it") from error
+    safe = str(inside).isprintable() and "\\" not in str(inside) and ".." not in inside.parts
+    if url.scheme != "https" or not _HOST.fullmatch(host) or not inside.name or not safe:
+        raise UserError(
+            f"{source} is not an address weights can be read from: use a file, https://, detectron2://, hf:// or timm://"
+        )
+    if len(str(inside)) > _LONGEST or any(len(part.encode()) > _LONGEST_PART for part in (host, *inside.parts)):
+        raise UserError(
+            f"{source!a:.200} has a part of more than {_LONGEST_PART} bytes, or {_LONGEST} in all, too long for the "
+            f"name of a file in the cache: "
+            f"download it elsewhere and set MODEL.WEIGHTS to the file"
+        )
+    if url.query or port not in (None, 443):
+        told_apart = hashlib.sha256(f"{port or 443}?{url.query}".encode()).hexdigest()[:12]
+        inside = inside.with_name(f"{inside.stem}-{told_apart}{inside.suffix}")
+    path = cache_folder() / host / inside
+    in_the_way = next((each for each in path.parents if each.is_file()), path if path.is_dir() else None)
+    if in_the_way is not None:
+        kind = "folder where a file" if in_the_way == path else "file where a folder"
+        raise UserError(
+            f"{in_the_way} is a {kind} of the cache must be for {source}: delete it, or set {CACHE_VARIABLE} to "
+            f"another folder"
+        )
+    return url, path
 
 
 def sha256(path: Path) -> str:
@@ -142,7 +175,7 @@ def _existing(path: Path) -> Path:
         raise UserError(f"{path} is a folder, not a weight file: name the file in it")
     origin = _ORIGINS.get(path.name)
     if origin is None:
-        raise UserError(f"The weight file {path} does not exist: correct MODEL.WEIGHTS or leave it empty")
+        raise UserError(f"The weight file {path} does not exist: correct MODEL.WEIGHTS")
     original = path.with_name(origin.rsplit("/", 1)[1])
     if original.is_file():
         raise UserError(f"The weight file {path} does not exist but {original} does: set MODEL.WEIGHTS to that one")
@@ -156,7 +189,7 @@ def _download(url: str, path: Path, promised: str) -> None:
         request = urllib.request.Request(url, headers={"User-Agent": "maskformer"})
         with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:
             _store(response, path, promised)
-    except (urllib.error.URLError, HTTPException, ConnectionError, TimeoutError) as error:
+    except (urllib.error.URLError, HTTPException, ConnectionError, TimeoutError, UnicodeError) as error:
         reason = getattr(error, "reason", None) or error
         raise UserError(
             f"{url} cannot be downloaded ({reason}): fetch it elsewhere and put it at {path}, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,14 @@ from torch import nn
 
 from maskformer.checkpoint import hub
 from maskformer.checkpoint.files import WeightFile, read_weight_file
-from maskformer.checkpoint.layouts import find_family
 from maskformer.checkpoint.remote import local_file
 from maskformer.errors import UserError
 
 TIMM = "timm://"
+# What our ResNets and Swins are; others of timm's have the same names and shapes but compute something else.
+_SAME_ARCHITECTURE = re.compile(
+    r"(resnet(18|34|50|101|152)|resnet(50|101|152)s|swin_(tiny|small|base|large)_patch4_window\d+_\d+(_in22k)?)(\..+)?"
+)
 
 
 def local_source(source: str | Path) -> Path | None:
@@ -44,6 +48,15 @@ def fetch_source(source: str | Path) -> None:
         _timm_model(str(source))
 
 
+def pinned(source: str | Path) -> str:
+    """`source`, but an address of the Hub with the commit that it means now: see `hub.pinned`.
+
+    Raises:
+        UserError: it cannot be had.
+    """
+    return hub.pinned(str(source)) if str(source).startswith(hub.PREFIX) else str(source)
+
+
 def open_weights(source: str | Path, model: nn.Module | None = None) -> WeightFile:
     """Reads the tensors of a weight source.
 
@@ -65,14 +78,15 @@ def _timm_weights(address: str, model: nn.Module | None) -> WeightFile:
     backbone: Any = getattr(getattr(model, "network", None), "backbone", None)
     wanted = getattr(backbone, "architecture", "")
     name = address.removeprefix(TIMM)
+    _check_is_timms(address)
     if not wanted:
-        tensors = dict(_timm_model(address).state_dict())
-        if model is not None and find_family(tensors) is None:
+        if model is not None and not _SAME_ARCHITECTURE.fullmatch(name):
             raise UserError(
-                f"MODEL.WEIGHTS {address} is no ResNet and no Swin, the backbones that are not timm's: "
-                f"set MODEL.BACKBONE.NAME timm and MODEL.TIMM.NAME {name}"
+                f"MODEL.WEIGHTS {address} is no ResNet and no Swin of the kind that is built here without timm (such "
+                f"as resnet50, resnet101s and swin_tiny_patch4_window7_224): set MODEL.BACKBONE.NAME timm and "
+                f"MODEL.TIMM.NAME {name}"
             )
-        return WeightFile(address, tensors)
+        return WeightFile(address, dict(_timm_model(address).state_dict()))
     if name.split(".")[0] != wanted.split(".")[0]:
         raise UserError(
             f"MODEL.WEIGHTS {address} is another model than MODEL.TIMM.NAME {wanted!r}: name timm://{wanted}, "
@@ -84,12 +98,16 @@ def _timm_weights(address: str, model: nn.Module | None) -> WeightFile:
     return WeightFile(address, {f"timm.{key}": value for key, value in body.items() if key in own})
 
 
-def _timm_model(address: str, **options: Any) -> nn.Module:
-    name = address.removeprefix(TIMM)
-    if not timm.is_model(name):
+def _check_is_timms(address: str) -> None:
+    if not timm.is_model(address.removeprefix(TIMM)):
         raise UserError(
             f"MODEL.WEIGHTS {address} is no model of timm {timm.__version__}: timm.list_models() lists them"
         )
+
+
+def _timm_model(address: str, **options: Any) -> nn.Module:
+    name = address.removeprefix(TIMM)
+    _check_is_timms(address)
     try:
         made: nn.Module = timm.create_model(name, pretrained=True, **options)
     except Exception as error:  # whatever timm and its downloads raise: there is no common class

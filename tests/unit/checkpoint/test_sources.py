@@ -98,6 +98,51 @@ def test_a_file_put_there_by_hand_is_taken(web: dict[str, Any]) -> None:
     assert read_state_dict("https://example.org/b.pkl").keys() == STATE.keys()
 
 
+def test_query_and_port_tell_files_apart(web: dict[str, Any]) -> None:
+    addresses = [
+        *("https://example.org/b.pkl", "https://example.org/b.pkl?version=1", "https://example.org/b.pkl?version=2"),
+        *("https://example.org:8443/b.pkl", "https://example.org:8443/b.pkl?version=1"),
+    ]
+    paths = {local_source(address) for address in (*addresses, *addresses)}
+    assert len(paths) == 5
+    assert web["asked"] == addresses
+    assert web["cache"] / "example.org/b.pkl" in paths
+    assert all(path is not None and path.suffix == ".pkl" for path in paths)
+    assert local_source("https://example.org:443/b.pkl") == web["cache"] / "example.org/b.pkl"
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("https://[bad/x.pkl", r"is no address \("),
+        ("https://example.org:port/x.pkl", r"is no address \("),
+        ("https://example.org/%ff.pkl", r"is no address \("),
+        ("https://example.org/a%00b.pkl", r"is not an address weights can be read from"),
+        ("https://../x.pkl", r"is not an address weights can be read from"),
+        ("https://./x.pkl", r"is not an address weights can be read from"),
+        ("https://example.org/%2e%2e/x.pkl", r"is not an address weights can be read from"),
+        (f"https://example.org/{'a' * 300}/x.pkl", r"has a part of more than 180 bytes"),
+        (f"https://example.org/{'a/' * 3000}x.pkl", r"or 1000 in all"),
+    ],
+    ids=range(9),
+)
+def test_odd_addresses_are_one_sentence(web: dict[str, Any], address: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        read_state_dict(address)
+    assert "\n" not in str(caught.value)
+    assert web["asked"] == []
+
+
+def test_a_file_in_the_place_of_a_folder_of_the_cache(web: dict[str, Any]) -> None:
+    read_state_dict("https://example.org/a")
+    with pytest.raises(UserError, match=r"example\.org/a is a file where a folder of the cache must be.*: delete it"):
+        read_state_dict("https://example.org/a/b.pkl")
+    read_state_dict("https://example.org/c/d.pkl")
+    with pytest.raises(UserError, match=r"example\.org/c is a folder where a file of the cache must be.*: delete it"):
+        read_state_dict("https://example.org/c")
+    assert len(web["asked"]) == 2
+
+
 # ------------------------------------------------------------------ folders
 def make_folder(folder: Path, kind: str) -> Path:
     """`STATE` in Hugging Face's layout."""
@@ -141,6 +186,13 @@ def test_broken_folders_are_refused(tmp_path: Path) -> None:
         index.write_text(json.dumps({"weight_map": {"a": outside}}))
         with pytest.raises(UserError, match="which is no file of its folder"):
             read_state_dict(folder)
+    for nothing in ("", ".."):
+        index.write_text(json.dumps({"weight_map": {"a": nothing}}))
+        with pytest.raises(UserError, match="which is no file of its folder"):
+            read_state_dict(folder)
+    index.write_text('{"weight_map": {}}')
+    with pytest.raises(UserError, match=r"index\.json has an empty weight_map"):
+        read_state_dict(folder)
     for damaged in ("{", "[]", '{"weight_map": 3}', '{"weight_map": {"a": ["b"]}}'):
         index.write_text(damaged)
         with pytest.raises(UserError, match="is damaged, it has no weight_map"):
@@ -279,6 +331,28 @@ def test_timm_weights_of_other_models_are_refused(small_model: Make, timm_files:
         load_weights(small_model(), "timm://resnet34")
     with pytest.raises(UserError, match=r"timm://resnet_18 is no model of timm"):
         load_weights(small_model(), "timm://resnet_18")
+
+
+@pytest.mark.parametrize(
+    "name", ["resnetaa50", "resnetblur50", "resnet50c", "resnet50d", "resnet50_gn", "swin_s3_tiny_224"]
+)
+def test_other_architectures_of_timm_are_refused(small_model: Make, timm_files: list[str], name: str) -> None:
+    """They have names and shapes of ours, but compute something else of them."""
+    config = {"config": SWIN} if name.startswith("swin") else {"MODEL__RESNETS__DEPTH": 50}
+    with pytest.raises(UserError, match=rf"no ResNet and no Swin of the kind.*MODEL\.TIMM\.NAME {name}$"):
+        load_weights(small_model(**config), f"timm://{name}")
+    assert timm_files == []
+
+
+def test_the_deep_stem_of_timm_that_is_ours(small_model: Make, timm_files: list[str]) -> None:
+    model = small_model(
+        MODEL__BACKBONE__NAME="build_resnet_deeplab_backbone",
+        MODEL__RESNETS__STEM_TYPE="deeplab",
+        MODEL__RESNETS__STEM_OUT_CHANNELS=128,
+        MODEL__RESNETS__DEPTH=50,
+    )
+    report = load_weights(model, "timm://resnet50s")
+    assert (report.missing, report.unexpected) == ([], [])
 
 
 def test_swins_of_timm_divide_stages_otherwise(tmp_path: Path, small_model: Make) -> None:
