@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,8 +20,11 @@ from maskformer.errors import UserError
 
 ENOUGH = 0.9
 _NAMES_SHOWN = 4
+_NAME_OTHERS = "name weights that were trained with this config"
 _CLASS_LAYERS = ("network.head.class_head.", "network.head.classifier.")
 _QUERIES = "network.head.query_positions.weight"
+# The first convolutions of a ResNet, with either stem, and of a Swin.
+_STEM = re.compile(r"network\.backbone\.(body\.conv1(\.[036])?|patch_embed\.proj)\.weight")
 
 Shape = tuple[int, ...]
 
@@ -41,6 +45,7 @@ class LoadingReport:
         ignored: the file's names of calculated values, known to be of no use.
         parts: for each part of the model how many of its tensors were filled, and how many it has.
         not_finite: our names that were filled with values that are not all finite.
+        differences: our names, among `reshaped`: what differs, in words.
     """
 
     path: Path | str
@@ -53,6 +58,7 @@ class LoadingReport:
     ignored: list[str] = field(default_factory=list)
     parts: dict[str, tuple[int, int]] = field(default_factory=dict)
     not_finite: list[str] = field(default_factory=list)
+    differences: dict[str, str] = field(default_factory=dict)
 
     def summary(self) -> str:
         """A few lines: what the weights filled, part by part, and what they did not."""
@@ -62,7 +68,7 @@ class LoadingReport:
             lines.append(f"  {part}: {filled} of {total} tensors filled{rest}")
         for name, (in_file, in_model) in self.reshaped.items():
             if name not in self.resized:
-                why = "classes differ" if _is_class_layer(name) else "shapes differ"
+                why = self.differences.get(name, "shapes differ")
                 lines.append(f"  initialised anew, {why}: {name} {in_model} (file: {in_file})")
         if self.resized:
             first = self.resized[0]
@@ -114,8 +120,11 @@ def load_weights(model: nn.Module, path: str | Path, *, strict: bool = False, mi
     targets = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(layouts.OURS)}
     file, family, full_names = _recognise(file, targets)
     sources, report = _assign(file, family, full_names, targets)
+    _check_numbers(file, (name for ours, name in sources.items() if targets[ours].is_floating_point()))
     different = _sort_shapes(file, sources, targets, report)
-    _check_parts(file, family, full_names, sources, targets, report, min_fit)
+    _check_parts(file, family, full_names, sources, targets, report, min_fit, strict)
+    if min_fit > 0:
+        _check_stem(file, sources, targets)
     if different and (min_fit > 0 or strict):
         raise UserError(_bad_shapes(file, different, sources, targets))
     values = {name: file.tensors[sources[name]] for name in (*report.loaded, *report.resized)}
@@ -134,6 +143,8 @@ def _recognise(file: WeightFile, targets: Mapping[str, Tensor]) -> tuple[WeightF
     """What kind of file it is, with its tensors as we divide them, and each one's published name or ours."""
     family = layouts.find_family(file.tensors)
     if family is layouts.HUGGING_FACE:
+        # Before the parts of a tensor are joined, which would give them one type.
+        _check_numbers(file, (name for name in file.tensors if not family.ignored.fullmatch(name)))
         file = replace(file, tensors=join_projections(file.tensors))
         return file, family, our_names(file.tensors)
     if family is not None:
@@ -169,10 +180,6 @@ def _assign(
     return sources, report
 
 
-def _is_class_layer(name: str) -> bool:
-    return name.startswith(_CLASS_LAYERS) or name == _QUERIES
-
-
 def _is_counter(name: str) -> bool:
     """Batch norm counts its batches; published files have no such entry, and frozen norms do not use it."""
     return name.endswith(".num_batches_tracked")
@@ -193,8 +200,14 @@ def _sort_shapes(
         report.reshaped[ours] = (shapes[ours], tuple(targets[ours].shape))
         if can_resize(ours, *report.reshaped[ours]):
             report.resized.append(ours)
-        elif not _follows_classes(ours, shapes, targets):
+        elif _follows_classes(ours, shapes, targets):
+            report.differences[ours] = "classes differ"
+        else:
             different.append(ours)
+            rows_only = shapes[ours][1:] == tuple(targets[ours].shape)[1:]
+            report.differences[ours] = (
+                "numbers of queries differ" if ours == _QUERIES and rows_only else "shapes differ"
+            )
     return different
 
 
@@ -226,6 +239,7 @@ def _check_parts(
     targets: Mapping[str, Tensor],
     report: LoadingReport,
     min_fit: float,
+    strict: bool,
 ) -> None:
     """Counts what each part got, and refuses a file that fits a part badly."""
     places = {part: [name for name in targets if layouts.part_of(name) == part] for part in layouts.PARTS}
@@ -251,8 +265,31 @@ def _check_parts(
             continue
         absent = [name for name in wanted if name not in sources]
         if len(filled) < min_fit * len(wanted) or len(filled) < min_fit * (len(filled) + len(extra)):
-            raise UserError(_bad_fit(file, part, len(filled), absent, extra))
+            last = _NAME_OTHERS if strict else "lower MODEL.WEIGHTS_MIN_FIT to train from what fits"
+            raise UserError(f"{_bad_fit(file, part, len(filled), absent, extra)}, or {last}")
         report.missing.extend(absent)
+
+
+def _check_stem(file: WeightFile, sources: Mapping[str, str], targets: Mapping[str, Tensor]) -> None:
+    """Refuse a file with a backbone but without its first convolutions: a backbone that begins otherwise."""
+    lacking = [name for name in targets if _STEM.fullmatch(name) and name not in sources]
+    if lacking and any(name.startswith("network.backbone.") for name in sources):
+        raise UserError(
+            f"{file.path} is for another backbone: it lacks the first convolution, {_some(lacking)}: "
+            f"check MODEL.RESNETS.STEM_TYPE and MODEL.BACKBONE.NAME"
+        )
+
+
+def _check_numbers(file: WeightFile, names: Iterable[str]) -> None:
+    """Refuse tensors that cannot be copied into floating parameters without a change of meaning."""
+    for name in names:
+        tensor = file.tensors[name]
+        if tensor.layout != torch.strided or tensor.is_meta or not tensor.is_floating_point():
+            form = "without values" if tensor.is_meta else str(tensor.layout).removeprefix("torch.")
+            raise UserError(
+                f"{file.path}: {name} is {str(tensor.dtype).removeprefix('torch.')}, {form}, where weights are dense "
+                f"floating-point numbers: have its source save them as float32"
+            )
 
 
 def _bad_shapes(
@@ -273,7 +310,7 @@ def _bad_fit(file: WeightFile, part: str, filled: int, absent: list[str], extra:
     reasons = " and ".join(reason for reason in (lacking, surplus) if reason)
     return (
         f"{file.path} is for another {part}: only {filled} tensors fit, {reasons}: "
-        f"check {likely_keys_of_part(part, absent, extra)}, or lower MODEL.WEIGHTS_MIN_FIT to train from what fits"
+        f"check {likely_keys_of_part(part, absent, extra)}"
     )
 
 
@@ -291,10 +328,7 @@ def _refuse_incomplete(report: LoadingReport) -> None:
     )
     reasons = " and ".join(f"{title} {_some(names)}" for title, names in problems if names)
     if reasons:
-        raise UserError(
-            f"{report.path} does not fill this model completely, {reasons}: "
-            f"name weights that were trained with this config"
-        )
+        raise UserError(f"{report.path} does not fill this model completely, {reasons}: {_NAME_OTHERS}")
 
 
 def _some(names: list[str]) -> str:

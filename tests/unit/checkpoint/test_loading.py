@@ -384,3 +384,41 @@ def test_other_timm_backbones_come_back_through_own_checkpoints(tmp_path: Path, 
 def test_no_object_weight_is_exported(small_model: Make) -> None:
     weights = published_state_dict(small_model(MODEL__MASK_FORMER__NO_OBJECT_WEIGHT=0.25))["criterion.empty_weight"]
     assert weights.tolist() == [1, 1, 1, 1, 1, 0.25]
+
+
+def test_a_backbone_that_begins_otherwise_is_refused(tmp_path: Path, small_model: Make) -> None:
+    """Of 100 tensors only the stem's are missing, but features of another stem mean something else."""
+    state = {
+        name.removeprefix("backbone."): t
+        for name, t in published_state_dict(small_model()).items()
+        if "backbone." in name
+    }
+    state["stem.conv1.0.weight"] = state.pop("stem.conv1.weight")
+    path = save(tmp_path / "R-18.pkl", state)
+    with pytest.raises(UserError, match=r"lacks the first convolution, network\.backbone\.body\.conv1\.weight: check"):
+        load_weights(small_model(), path)
+    assert load_weights(small_model(), path, min_fit=0).missing == ["network.backbone.body.conv1.weight"]
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("form", ["int8", "bool", "complex64", "sparse", "meta"])
+def test_only_dense_real_numbers_are_weights(tmp_path: Path, small_model: Make, form: str, strict: bool) -> None:
+    name = "sem_seg_head.predictor.class_embed.weight"
+    state = published_state_dict(small_model())
+    if form == "sparse":
+        state[name] = state[name].to_sparse()
+    else:
+        state[name] = state[name].to("meta") if form == "meta" else state[name].to(getattr(torch, form))
+    torch.save(state, tmp_path / "a.pth")
+    model = small_model()
+    before = copy.deepcopy(model)
+    with pytest.raises(UserError, match=rf"a\.pth: {name} is .*, where weights are dense floating-point numbers"):
+        load_weights(model, tmp_path / "a.pth", strict=strict)
+    assert equal(model, before)
+
+
+def test_strict_loading_advises_nothing_that_it_does_not_read(tmp_path: Path, small_model: Make) -> None:
+    path = export_published(small_model(), tmp_path / "model.pkl")
+    with pytest.raises(UserError, match=r"or name weights that were trained with this config$") as caught:
+        load_weights(small_model(MODEL__MASK_FORMER__DEC_LAYERS=3), path, strict=True)
+    assert "WEIGHTS_MIN_FIT" not in str(caught.value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,6 +39,7 @@ def make_theirs(backbone: Any, **decoder: Any) -> Any:
         fpn_feature_size=decoder.get("d_model", 256),
         mask_feature_size=decoder.get("d_model", 256),
     )
+    torch.manual_seed(0)
     model = transformers.MaskFormerForInstanceSegmentation(config).eval()
     generator = torch.Generator().manual_seed(0)
 
@@ -81,7 +81,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return theirs, ours, folder
 
 
-def compare(ours: Any, theirs: Any, size: tuple[int, int]) -> tuple[Any, Any]:
+def compare(ours: Any, theirs: Any, size: tuple[int, int], tolerance: float = 1e-4) -> tuple[Any, Any]:
     """Class and mask logits of one normalised tensor, of ours and of theirs, which must be equal."""
     images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -93,38 +93,85 @@ def compare(ours: Any, theirs: Any, size: tuple[int, int]) -> tuple[Any, Any]:
     ):
         assert logits.shape == wanted.shape
         assert float(wanted.std()) > 1e-3
-        assert float((logits - wanted).abs().max()) < 1e-4
+        assert float((logits - wanted).abs().max()) < tolerance
     return mine, other
 
 
-def contrasted(class_logits: Tensor, mask_logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The same predictions with what queries share taken away: those of a random transformer are much alike."""
-    classes = class_logits - class_logits.mean(dim=1, keepdim=True)
-    masks = mask_logits - mask_logits.mean(dim=(1, 2, 3), keepdim=True)
-    masks = masks - masks.mean(dim=1, keepdim=True)
-    return 3 * classes / classes.std(), 3 * masks / masks.std()
+def spread(theirs: Any, images: Tensor, sharper: float) -> None:
+    """Changes weights so that queries differ: those of a random transformer are alike, and one class wins everywhere.
 
-
-def compare_label_maps(mine: Any, other: Any, size: tuple[int, int]) -> None:
-    """The label maps that follow from both, each by its own code."""
-    class_logits, mask_logits = contrasted(other.class_queries_logits, other.masks_queries_logits)
-    # Theirs sums masks at a quarter of the size; given masks of full size, it does what the paper does.
-    full = F.interpolate(mask_logits, size=size, mode="bilinear", align_corners=False)
-    outputs = type(other)(class_queries_logits=class_logits, masks_queries_logits=full)
-    labels = transformers.MaskFormerImageProcessor().post_process_semantic_segmentation(outputs)[0]
-    class_logits, mask_logits = contrasted(mine.class_logits[-1], mine.mask_logits[-1])
-    full = F.interpolate(mask_logits, size=size, mode="bilinear", align_corners=False)
-    ours = semantic_scores(class_logits[0], full[0]).argmax(0)
-    assert ours.shape == labels.shape == size
-    assert len(labels.unique()) > 2
-    # Where two classes tie to rounding, either may win.
-    assert float((ours != labels).float().mean()) < 1e-3
+    Args:
+        theirs: the model.
+        images: for which class logits shall vary by 2 and mask logits by 1 from query to query.
+        sharper: factor on attention logits, so that queries look at different places.
+    """
+    weights, kept = dict(theirs.named_parameters()), {}
+    hook = theirs.mask_embedder.register_forward_hook(lambda module, given, made: kept.update(embedding=made[0]))
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            if "transformer_module" in name and name.endswith("q_proj.weight"):
+                tensor.mul_(sharper)
+        outputs = theirs(pixel_values=images)
+        hook.remove()
+        class_logits, mask_logits = outputs.class_queries_logits[0], outputs.masks_queries_logits[0]
+        common = {"class_predictor": class_logits.mean(0), "mask_embedder.2.0": kept["embedding"].mean(0)}
+        class_logits, mask_logits = class_logits - class_logits.mean(0), mask_logits - mask_logits.mean(0)
+        factors = {"class_predictor": 2 / class_logits.std(), "mask_embedder.2.0": 1 / mask_logits.std()}
+        for name, factor in factors.items():
+            weights[f"{name}.weight"].mul_(factor)
+            weights[f"{name}.bias"].sub_(common[name]).mul_(factor)
+        shift, masks = torch.zeros(CLASSES + 1), mask_logits * factors["mask_embedder.2.0"]
+        for _ in range(20):  # until each class has about the same score over all pixels
+            scores = semantic_scores(class_logits * factors["class_predictor"] + shift, masks).mean(dim=(1, 2))
+            shift[:-1] -= scores.log() - scores.log().mean()
+        weights["class_predictor.bias"].add_(shift)
 
 
 @pytest.mark.parametrize("size", [(384, 512), (333, 217)], ids=str)
-def test_logits_and_label_maps_equal_those_of_transformers(pair: tuple[Any, Any, Path], size: tuple[int, int]) -> None:
+def test_logits_equal_those_of_transformers(pair: tuple[Any, Any, Path], size: tuple[int, int]) -> None:
     theirs, ours, _ = pair
-    compare_label_maps(*compare(ours, theirs, size), size)
+    compare(ours, theirs, size)
+
+
+@pytest.mark.parametrize("size", [(384, 512), (333, 217)], ids=str)
+@pytest.mark.parametrize(("name", "sharper"), [("ResNet-50", 12), ("Swin-T", 50)])
+def test_label_maps_equal_those_of_transformers(
+    tmp_path: Path, name: str, sharper: float, size: tuple[int, int]
+) -> None:
+    """Each with its own outputs and its own code, theirs unchanged, at both sizes at which masks can be summed."""
+    theirs = make_theirs(BACKBONES[name]())
+    spread(theirs, torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1)), sharper)
+    theirs.save_pretrained(tmp_path)
+    ours = build_model(config_from_huggingface(tmp_path, ["MODEL.DEVICE", "cpu"])).eval()
+    load_weights(ours, tmp_path, strict=True)
+    # Sharper attention makes rounding errors larger, from layer to layer.
+    mine, other = compare(ours, theirs, size, tolerance=5e-4)
+    label_maps = transformers.MaskFormerImageProcessor().post_process_semantic_segmentation
+
+    def enlarged(maps: Tensor) -> Tensor:
+        return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+    class_logits, mask_logits = mine.class_logits[-1], mine.mask_logits[-1]
+    # What theirs does: it sums masks at a quarter of the size.
+    summed_small = enlarged(semantic_scores(class_logits[0], mask_logits[0])[None])[0]
+    compare_label_maps(summed_small, label_maps(other, target_sizes=[size])[0])
+    # What the paper does; theirs does it too, given masks of full size.
+    full = type(other)(
+        class_queries_logits=other.class_queries_logits, masks_queries_logits=enlarged(other.masks_queries_logits)
+    )
+    compare_label_maps(semantic_scores(class_logits[0], enlarged(mask_logits)[0]), label_maps(full)[0])
+
+
+def compare_label_maps(scores: Tensor, theirs: Tensor) -> None:
+    """Our scores (K, H, W), their labels (H, W): the same winner wherever two classes do not tie to rounding."""
+    best, ours = scores.max(dim=0)
+    assert ours.shape == theirs.shape
+    counts = theirs.flatten().bincount(minlength=CLASSES)
+    assert float(counts.min()) > 0.02 * theirs.numel(), "some class is nearly nowhere"
+    chosen_there = scores.gather(0, theirs[None])[0]
+    assert float((best - chosen_there).max()) < 1e-4 * float(scores.max())
+    # At most 15 of 196608 pixels where this was written.
+    assert float((ours != theirs).float().mean()) < 2e-4
 
 
 def test_converted_back_it_loads_there(pair: tuple[Any, Any, Path], tmp_path: Path, capsys: Any) -> None:
@@ -216,6 +263,17 @@ def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
         load_weights(build_model(cfg), tmp_path)
 
 
+def test_parts_of_another_type_are_refused_before_they_are_joined(tmp_path: Path) -> None:
+    small_theirs("resnet").save_pretrained(tmp_path)
+    state = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    name = "model.transformer_module.decoder.layers.0.self_attn.k_proj.weight"
+    state[name] = state[name].to(torch.int8)
+    safetensors.torch.save_file(state, tmp_path / "model.safetensors")
+    model = build_model(config_from_huggingface(tmp_path, ["MODEL.DEVICE", "cpu"]))
+    with pytest.raises(UserError, match=rf"{name} is int8, strided, where weights are dense"):
+        load_weights(model, tmp_path)
+
+
 def test_without_the_refusal_what_fits_is_taken(tmp_path: Path) -> None:
     small_theirs("swin").save_pretrained(tmp_path)
     settings = ["MODEL.DEVICE", "cpu", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 4, "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", 5]
@@ -226,7 +284,8 @@ def test_without_the_refusal_what_fits_is_taken(tmp_path: Path) -> None:
     assert set(report.reshaped) == {
         f"network.head.{name}" for name in ("query_positions.weight", "class_head.weight", "class_head.bias")
     }
-    assert "initialised anew, classes differ: network.head.query_positions.weight" in report.summary()
+    assert "initialised anew, numbers of queries differ: network.head.query_positions.weight" in report.summary()
+    assert "initialised anew, classes differ: network.head.class_head.weight" in report.summary()
 
 
 # ------------------------------------------------------------------ folders that we write
@@ -300,6 +359,11 @@ def test_images_go_through_the_same_numbers_there(tmp_path: Path) -> None:
         (ADE + "maskformer_R101c_bs16_160k.yaml", (), r"no deep stem in its ResNet \(MODEL\.RESNETS\.STEM_TYPE"),
         (R50, ("MODEL.MASK_FORMER.ENC_LAYERS", 1), r"no transformer encoder \(MODEL\.MASK_FORMER\.ENC_LAYERS 1\)"),
         (R50, ("MODEL.MASK_FORMER.PRE_NORM", True), r"MODEL\.MASK_FORMER\.PRE_NORM"),
+        (
+            R50,
+            ("MODEL.MASK_FORMER.ENFORCE_INPUT_PROJ", True, "MODEL.MASK_FORMER.HIDDEN_DIM", 2048),
+            r"no input projection that changes no width \(MODEL\.MASK_FORMER\.ENFORCE_INPUT_PROJ True\)",
+        ),
         (R50, ("MODEL.SEM_SEG_HEAD.NORM", "BN"), r"MODEL\.SEM_SEG_HEAD\.NORM 'BN'"),
         (R50, ("MODEL.RESNETS.RES5_DILATION", 2), r"no dilation in its ResNet"),
         (R50, ("INPUT.FORMAT", "BGR"), r"INPUT\.FORMAT is 'BGR'"),
@@ -324,67 +388,3 @@ def test_what_theirs_cannot_be_is_one_sentence(
 def test_names_without_a_place_are_refused() -> None:
     with pytest.raises(UserError, match=r"has no place for network\.head\.classifier\.weight"):
         huggingface_state_dict({"network.head.classifier.weight": torch.zeros(1)})
-
-
-# ------------------------------------------------------------------ configs of theirs
-def write_config(folder: Path, **changes: Any) -> Path:
-    content = {
-        "model_type": "maskformer",
-        "backbone_config": {"model_type": "swin"},
-        "decoder_config": {"model_type": "detr"},
-        "id2label": {"0": "sky", "1": "sea"},
-        **changes,
-    }
-    (folder / "config.json").write_text(json.dumps(content))
-    (folder / "model.safetensors").write_bytes(b"")
-    return folder
-
-
-def test_what_a_config_leaves_out_has_their_defaults(tmp_path: Path) -> None:
-    cfg = config_from_huggingface(write_config(tmp_path), ["SEED", 3])
-    defaults = transformers.SwinConfig()
-    assert cfg.MODEL.BACKBONE.NAME == "D2SwinTransformer"
-    assert list(cfg.MODEL.SWIN.DEPTHS) == list(defaults.depths)
-    assert (cfg.MODEL.SWIN.WINDOW_SIZE, cfg.MODEL.SWIN.EMBED_DIM) == (defaults.window_size, defaults.embed_dim)
-    assert (cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, cfg.SEED) == (2, 3)
-    assert metadata_from_huggingface(tmp_path).classes == ["sky", "sea"]
-    assert checkpoint_metadata(tmp_path) is None
-
-
-def test_image_settings_are_read_in_both_spellings(tmp_path: Path) -> None:
-    write_config(tmp_path)
-    (tmp_path / "preprocessor_config.json").write_text(
-        json.dumps({"size": 512, "max_size": 2048, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25]})
-    )
-    cfg = config_from_huggingface(tmp_path)
-    assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) == (512, 2048)
-    assert (list(cfg.MODEL.PIXEL_MEAN), list(cfg.MODEL.PIXEL_STD)) == ([127.5] * 3, [63.75] * 3)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"model_type": "mask2former"}, "describes a 'mask2former', not a maskformer"),
-        ({"backbone_config": None}, "has no backbone_config"),
-        ({"backbone_config": {"model_type": "convnext"}}, "only resnet and swin backbones"),
-        ({"backbone_config": {"model_type": "resnet", "depths": [1, 1, 1, 1]}}, "ResNet of other depths"),
-        ({"backbone_config": {"model_type": "resnet", "downsample_in_bottleneck": True}}, "ResNet of other depths"),
-        ({"backbone_config": {"model_type": "swin", "use_absolute_embeddings": True}}, "use_absolute_embeddings"),
-        ({"decoder_config": {"model_type": "bart"}}, "decoder_config is a 'bart'"),
-        ({"id2label": {"1": "sky"}}, "do not run from 0"),
-        ({"id2label": {"sky": "0"}}, "damaged id2label"),
-    ],
-)
-def test_configs_that_ours_cannot_be(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message) as caught:
-        config_from_huggingface(write_config(tmp_path, **changes))
-    assert str(tmp_path) in str(caught.value)
-
-
-def test_sources_without_a_config(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match=r"is no folder with a config\.json"):
-        config_from_huggingface(tmp_path)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config\.json cannot be read"):
-        config_from_huggingface(tmp_path)
