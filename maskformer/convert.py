@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import tempfile
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,6 +101,7 @@ def run(arguments: argparse.Namespace) -> list[Path]:
     """
     output = Path(arguments.output).expanduser()
     check_output(output, arguments.to, arguments.overwrite)
+    check_writable(output)
     derived = arguments.to == "maskformer" and not arguments.config_file
     if derived and output.with_suffix(".yaml").exists() and not arguments.overwrite:
         raise UserError(
@@ -110,9 +112,10 @@ def run(arguments: argparse.Namespace) -> list[Path]:
     from maskformer.checkpoint import load_weights
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    cfg, metadata = describe(arguments.weights, arguments.config_file, arguments.opts)
+    weights = find_weights(arguments.weights)
+    cfg, metadata = describe(weights, arguments.config_file, arguments.opts)
     model = build_model_to_fill(cfg, metadata)
-    _say(load_weights(model, arguments.weights, strict=True).summary())
+    _say(load_weights(model, weights, strict=True).summary())
     written = write(model, cfg, metadata, arguments.to, output, arguments.license)
     if derived:
         written.append(_write_config(cfg, output))
@@ -140,6 +143,39 @@ def check_output(output: Path, target: str, overwrite: bool) -> None:
         raise UserError(f"--output {output} is a folder but --to {target} writes a file: name another")
     if output.exists() and not overwrite:
         raise UserError(f"--output {output} exists: name another file, or add --overwrite")
+
+
+def check_writable(output: Path) -> None:
+    """Refuse, before anything is loaded, a place where no file can be made.
+
+    Raises:
+        UserError: the nearest folder that exists is no folder, or takes no files.
+    """
+    nearest = next(folder for folder in (output.absolute(), *output.absolute().parents) if folder.exists())
+    nearest = nearest.parent if nearest == output.absolute() and not nearest.is_dir() else nearest
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        reason = "it is no folder" if not nearest.is_dir() else error.strerror
+        raise UserError(f"--output {output} cannot be written in {nearest} ({reason}): name another place") from error
+
+
+def find_weights(source: str) -> str:
+    """What ``--weights`` means; an address of the Hub with its commit, so that all that is read is of one state.
+
+    Raises:
+        UserError: it cannot be had.
+    """
+    from maskformer.checkpoint.sources import fetch_source, pinned
+
+    try:
+        if "://" in source:
+            return pinned(source)
+        fetch_source(source)
+    except UserError as error:
+        raise UserError(str(error).replace("MODEL.WEIGHTS", "--weights")) from error
+    return source
 
 
 def describe(weights: str, config_file: str | None, overrides: Sequence[str]) -> tuple[Any, Metadata]:

@@ -15,7 +15,7 @@ from torch import nn
 from yacs.config import CfgNode
 
 from maskformer.checkpoint.huggingface import huggingface_state_dict
-from maskformer.checkpoint.sources import local_source
+from maskformer.checkpoint.sources import local_source, pinned
 from maskformer.config import get_cfg
 from maskformer.data.dataset import Metadata, distinct_colors
 from maskformer.errors import UserError
@@ -61,7 +61,7 @@ def export_huggingface(
 
 
 def config_from_huggingface(source: str | Path, overrides: Sequence[Any] = ()) -> CfgNode:
-    """The config of a model in Hugging Face's layout; ``MODEL.WEIGHTS`` is the source itself.
+    """The config of a model in Hugging Face's layout; ``MODEL.WEIGHTS`` is the source, on the Hub at its commit of now.
 
     What such a folder does not say has our defaults: the training recipe, and which classes are things. How results are
     made from the outputs is kept in folders of ours; others get the thresholds of the published panoptic models.
@@ -73,6 +73,7 @@ def config_from_huggingface(source: str | Path, overrides: Sequence[Any] = ()) -
     Raises:
         UserError: it cannot be had, is no MaskFormer, or has parts that ours does not have.
     """
+    source = pinned(source)
     folder = _folder(source)
     path = folder / "config.json"
     settings = settings_of(_read(path), path)
@@ -80,7 +81,7 @@ def config_from_huggingface(source: str | Path, overrides: Sequence[Any] = ()) -
         settings += image_settings(_read(folder / PREPROCESSOR), folder / PREPROCESSOR)
     check_settings(settings)
     pairs = [part for setting in settings for part in (setting.key, setting.value)]
-    return get_cfg(None, [*pairs, "MODEL.WEIGHTS", str(source), *overrides])
+    return get_cfg(None, [*pairs, "MODEL.WEIGHTS", source, *overrides])
 
 
 def metadata_from_huggingface(source: str | Path) -> Metadata:

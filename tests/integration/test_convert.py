@@ -147,6 +147,48 @@ def test_what_cannot_be_converted_is_one_sentence(checkpoint: Path, tmp_path: Pa
     assert not (tmp_path / "a.pkl").exists()
 
 
+@pytest.mark.parametrize("target", ["published", "huggingface"])
+def test_an_impossible_output_is_found_before_anything_is_loaded(tmp_path: Path, capsys: Any, target: str) -> None:
+    (tmp_path / "file").write_text("precious")
+    assert convert(tmp_path / "absent.pkl", target, tmp_path / "file/below/model.pth") == 2
+    said = capsys.readouterr().err
+    assert re.search(r"--output \S+ cannot be written in \S+/file \(it is no folder\): name another place", said)
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_absent_weights_are_named_by_the_option(tmp_path: Path, capsys: Any) -> None:
+    assert convert(tmp_path / "nothing.pkl", "published", tmp_path / "deep/model.pth") == 2
+    said = capsys.readouterr().err
+    assert said == f"error: The weight file {tmp_path}/nothing.pkl does not exist: correct --weights\n"
+    assert not (tmp_path / "deep").exists()
+
+
+def test_a_model_of_the_hub_is_read_at_one_commit(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever pushes meanwhile cannot give config and weights of different states."""
+    import huggingface_hub
+
+    assert convert(checkpoint, "huggingface", tmp_path / "hub") == 0
+    commit, asked = "5" * 40, []
+    folder = tmp_path / "cache/snapshots" / commit
+    shutil.copytree(tmp_path / "hub", folder)
+
+    def download(repo_id: str, filename: str, revision: str | None = None) -> str:
+        asked.append((repo_id, revision))
+        return str(folder / filename)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert (
+        cli.main(["convert", "--weights", "hf://a/b", "--to", "maskformer", "--output", str(tmp_path / "model.pth")])
+        == 0
+    )
+    assert asked[0] == ("a/b", None)
+    assert set(asked[1:]) == {("a/b", commit)}
+    kept = torch.load(tmp_path / "model.pth", weights_only=True)["config"]
+    assert f"WEIGHTS: hf://a/b@{commit}" in kept
+
+
 def test_the_script_of_tools_is_the_same_command() -> None:
     text = (Path(__file__).parents[2] / "tools/convert_weights.py").read_text()
     assert "from maskformer.convert import main" in text
