@@ -279,12 +279,13 @@ def test_detectron2_checkpointer_resizes_position_tables_as_we_do(tmp_path: Path
     table = "backbone.layers.1.blocks.0.attn.relative_position_bias_table"
     state = randomise(detectron2_model(SWIN)).state_dict()
     if not whole:
-        state = {name.removeprefix("backbone."): t for name, t in state.items() if name.startswith("backbone.layers.")}
+        backbone = {name.removeprefix("backbone."): t for name, t in state.items() if name.startswith("backbone.")}
+        state = {name: tensor for name, tensor in backbone.items() if not name.startswith("norm")}
     torch.save({"model": state}, tmp_path / "window7.pth")
     settings = {**TINY, "MODEL.SWIN.WINDOW_SIZE": 4}
     model, native = detectron2_model(SWIN, settings), native_model(SWIN, settings)
     assert load(model, tmp_path / "window7.pth", MaskFormerCheckpointer)[2] == []
-    load_weights(native, tmp_path / "window7.pth", min_fit=0.5)
+    load_weights(native, tmp_path / "window7.pth")
     assert model.state_dict()[table].shape == (49, 2)
     assert torch.equal(model.state_dict()[table], native.state_dict()[f"network.{table}"])
 
