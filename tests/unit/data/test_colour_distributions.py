@@ -196,20 +196,20 @@ class _Script:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({}, set()),
-        ({"hue": 17}, {"ends of hue"}),
-        ({"hue": 19}, {"hue"}),
-        ({"first": 1.0}, {"order"}),
-        ({"first": 0.0}, {"order"}),
-        ({"first": 0.3}, {"order"}),
-        ({"brightness": 24}, {"brightness"}),
-        ({"contrast": (0.6, 1.4)}, {"contrast"}),
-        ({"saturation": (0.5, 1.4)}, {"saturation"}),
-        ({"probability": 0.4}, {"contrast", "saturation"}),
+        ({}, []),
+        ({"hue": 17}, ["ends of hue"]),
+        ({"hue": 19}, ["hue"]),
+        ({"first": 1.0}, ["order"]),
+        ({"first": 0.0}, ["order"]),
+        ({"first": 0.3}, ["order"]),
+        ({"brightness": 24}, ["brightness"]),
+        ({"contrast": (0.6, 1.4)}, ["contrast"]),
+        ({"saturation": (0.5, 1.4)}, ["saturation"]),
+        ({"probability": 0.4}, ["contrast", "saturation"]),
     ],
     ids=str,
 )
-def test_wrong_colours_are_rejected(options: dict[str, Any], expected: set[str]) -> None:
+def test_wrong_colours_are_rejected(options: dict[str, Any], expected: list[str]) -> None:
     found = rejected(check_colors(plain_distortion(**options)))
-    assert found >= expected
+    assert found >= set(expected)
     assert bool(found) == bool(expected)
