@@ -20,6 +20,7 @@ from maskformer.errors import UserError
 from maskformer.integrations.detectron2.backbones import check_keys, feature_shapes
 from maskformer.integrations.detectron2.normalizers import over_all_processes, share_of_mean
 from maskformer.integrations.detectron2.pixel_decoders import build_registered, decode
+from maskformer.integrations.detectron2.supervision import check_labels
 from maskformer.integrations.detectron2.weights import HEAD, PublishedNames, read_first_version
 from maskformer.modeling.criterion import PixelCriterion
 from maskformer.modeling.heads import MaskClassificationHead, PixelHead, QueryPixelHead
@@ -115,6 +116,7 @@ class _PerPixelHead(_Head):
 
         Raises:
             ValueError: in training without labels.
+            UserError: if labels are of another size than the images, or outside 0..K-1.
         """
         predictions: PixelPredictions = self.predict(features)
         if not self.training:
@@ -124,9 +126,25 @@ class _PerPixelHead(_Head):
         if targets is None:
             raise ValueError("per-pixel heads train on labels: let the dataset mapper give sem_seg")
         classes = predictions.logits.shape[2]
+        self._check(targets, predictions)
         segments = [classes_as_segments(labels, classes, self.ignore_value) for labels in targets]
         own = self.criterion.loss_normalizers(segments)
         return None, share_of_mean(self.criterion(predictions, segments, over_all_processes(own)))
+
+    def _check(self, targets: Tensor, predictions: PixelPredictions) -> None:
+        """Refuse labels that cannot be those of the batch, whose files are not known here.
+
+        On CUDA this waits for the device, but the number of supervised pixels, which is read next, does so anyway.
+        """
+        classes, height, width = predictions.logits.shape[2:]
+        size = (height * self.common_stride, width * self.common_stride)
+        if any(abs(own - side) >= self.common_stride for own, side in zip(targets.shape[1:], size, strict=True)):
+            raise UserError(
+                f"the sem_seg of the batch is {targets.shape[1]}x{targets.shape[2]} but its images are "
+                f"{size[0]}x{size[1]} (height x width, padded); let the mapper transform both alike"
+            )
+        supervised = targets.masked_fill(targets == self.ignore_value, 0)
+        check_labels(supervised, classes, self.ignore_value, "the batch (sem_seg)")
 
 
 @SEM_SEG_HEADS_REGISTRY.register()

@@ -122,8 +122,13 @@ class MaskFormer(meta_arch.MaskFormer):
         return super().loss_normalizers(self.supervised(samples))
 
     def supervised(self, samples: Sequence[Sample]) -> list[Sample]:
-        """The samples with their truth, in whatever form it is, as ``segments``."""
-        return [{**s, "segments": segment_map(s, self.ignore_label, self.keep_empty)} for s in samples]
+        """The samples with their truth, in whatever form it is, as ``segments``.
+
+        Raises:
+            UserError: if it cannot be used, is of another size than the image, or has classes that the model has not.
+        """
+        classes = self.criterion.num_classes
+        return [{**s, "segments": segment_map(s, self.ignore_label, self.keep_empty, classes)} for s in samples]
 
     def forward(
         self, samples: Sequence[Sample], normalizers: LossNormalizers | None = None

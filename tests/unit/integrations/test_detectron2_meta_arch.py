@@ -149,6 +149,16 @@ def test_detectron2_model_trains_on_images_without_instances() -> None:
     assert all(p.grad is not None for p in model.parameters())
 
 
+def test_detectron2_model_refuses_truth_that_is_not_that_of_its_images() -> None:
+    model = detectron2_model(R50, {**TINY, "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 5})
+    (sample,) = labelled(5, ((64, 64),))
+    for wrong in (sample["sem_seg"][:32, :32], torch.zeros(80, 80, dtype=torch.int64)):
+        with pytest.raises(UserError, match=rf"is {len(wrong)}x{len(wrong)} but its image 64x64"):
+            model([{**sample, "sem_seg": wrong}])
+    with pytest.raises(UserError, match=r"label 5, but MODEL.SEM_SEG_HEAD.NUM_CLASSES is 5"):
+        model([{**sample, "sem_seg": torch.full((64, 64), 5)}])
+
+
 def test_detectron2_instances_have_the_types_its_evaluators_take() -> None:
     masks = torch.zeros(2, 20, 30, dtype=torch.bool)
     masks[0, 3:10, 5:21] = True

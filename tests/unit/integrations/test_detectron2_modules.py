@@ -222,6 +222,21 @@ def test_detectron2_batch_without_supervised_pixels_has_loss_zero() -> None:
     losses["loss_sem_seg"].backward()
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.full((64, 96), 5), r"batch .sem_seg. has the label 5, but MODEL.SEM_SEG_HEAD.NUM_CLASSES is 5"),
+        (torch.full((64, 96), -1), r"has the label -1"),
+        (torch.zeros(32, 48, dtype=torch.int64), r"sem_seg of the batch is 32x48 but its images are 64x96"),
+        (torch.zeros(128, 96, dtype=torch.int64), r"is 128x96 but its images are 64x96"),
+    ],
+)
+def test_detectron2_per_pixel_head_refuses_labels_that_do_not_fit(labels: torch.Tensor, message: str) -> None:
+    model = detectron2_model(PER_PIXEL, {**TINY, "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 5})
+    with pytest.raises(UserError, match=message):
+        model([{**labelled(5)[0], "sem_seg": labels}])
+
+
 def test_detectron2_per_pixel_head_trains_on_labels_alone() -> None:
     model = detectron2_model(PER_PIXEL)
     sample = {key: value for key, value in labelled(5)[0].items() if key != "sem_seg"}

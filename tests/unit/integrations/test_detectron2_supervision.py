@@ -84,7 +84,8 @@ def test_detectron2_label_map_becomes_a_segment_a_class() -> None:
 
 def test_detectron2_own_segments_come_first_and_instances_before_labels() -> None:
     own = SegmentMap.from_label_map(torch.zeros(3, 4), 255)
-    sample = {"segments": own, "instances": instances(bits(LEFT), [7]), "sem_seg": torch.ones(3, 4).long()}
+    labels = torch.where(bits(LEFT)[0], 7, 255)
+    sample = {"segments": own, "instances": instances(bits(LEFT), [7]), "sem_seg": labels}
     assert segment_map(sample, 255) is own
     del sample["segments"]
     assert segment_map(sample, 255).labels.tolist() == [7]
@@ -106,3 +107,52 @@ def test_detectron2_supervision_that_cannot_be_used_is_named(change: Any, messag
     with pytest.raises(UserError, match=message) as caught:
         segment_map({"file_name": "a.jpg", **change(instances(bits(LEFT), [0]))}, 255)
     assert "a.jpg" in str(caught.value)
+
+
+# ------------------------------------------------------------------ what would train on something else in silence
+@pytest.mark.parametrize("size", [(2, 2), (3, 3), (6, 8), (4, 3)])
+@pytest.mark.parametrize("kind", ["segments", "instances", "sem_seg"])
+def test_detectron2_truth_of_another_size_than_the_image_is_refused(kind: str, size: tuple[int, int]) -> None:
+    def sample(height: int, width: int) -> dict[str, Any]:
+        labels = torch.zeros(height, width).long()
+        found = instances(labels[None].bool(), [0], (height, width))
+        truth = {"segments": SegmentMap.from_label_map(labels, 255), "instances": found, "sem_seg": labels}
+        return {"file_name": "a.jpg", "image": torch.zeros(3, 3, 4), kind: truth[kind]}
+
+    assert segment_map(sample(3, 4), 255).size == (3, 4)
+    with pytest.raises(UserError, match=rf"truth of a.jpg is {size[0]}x{size[1]} but its image 3x4"):
+        segment_map(sample(*size), 255)
+
+
+@pytest.mark.parametrize("kind", ["segments", "instances", "sem_seg"])
+@pytest.mark.parametrize("label", [-1, 3, 254])
+def test_detectron2_labels_that_the_model_has_not_are_refused(kind: str, label: int) -> None:
+    def sample(label: int) -> dict[str, Any]:
+        labels = torch.tensor([[0, 255], [2, label]])
+        own = SegmentMap(torch.tensor([[[0, -1], [1, 2]]], dtype=torch.int16), torch.tensor([0, 2, label]))
+        masks = torch.stack([labels == 0, labels == 2, labels == label])
+        truth = {"segments": own, "instances": instances(masks, [0, 2, label], (2, 2)), "sem_seg": labels}
+        return {"file_name": "a.jpg", kind: truth[kind]}
+
+    assert len(segment_map(sample(1), 255, num_classes=3)) == 3
+    assert len(segment_map(sample(label), 255)) == 3  # nothing known of the classes
+    message = f"truth of a.jpg has the label {label}, but MODEL.SEM_SEG_HEAD.NUM_CLASSES is 3 .labels 0..2. and IGNORE"
+    with pytest.raises(UserError, match=f"{message}_VALUE 255"):
+        segment_map(sample(label), 255, num_classes=3)
+
+
+def test_detectron2_image_without_supervised_pixel_has_no_wrong_label() -> None:
+    assert len(segment_map({"sem_seg": torch.full((2, 2), 255)}, 255, num_classes=3)) == 0
+
+
+def test_detectron2_stuff_beside_instances_is_refused_and_not_dropped() -> None:
+    found = instances(bits(LEFT), [7])
+    inside = torch.where(bits(LEFT)[0], 0, 255)  # as Detectron2's "separated" COCO: all things are 0 there
+    sample = {"file_name": "a.jpg", "instances": found, "sem_seg": inside}
+    assert segment_map(sample, 255).labels.tolist() == [7]
+    stuff = inside.clone()
+    stuff[2, 3] = 53
+    with pytest.raises(UserError, match=r"sample of a.jpg has instances and a sem_seg .* train with MaskFormerMapper"):
+        segment_map({**sample, "sem_seg": stuff}, 255)
+    with pytest.raises(UserError, match=r"sem_seg of a.jpg is 2x4 but its instances 3x4"):
+        segment_map({**sample, "sem_seg": inside[:2]}, 255)
