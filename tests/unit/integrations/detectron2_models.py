@@ -71,8 +71,8 @@ def labelled(classes: int, sizes: tuple[tuple[int, int], ...] = ((64, 96), (96, 
     generator = torch.Generator().manual_seed(1)
     samples = []
     for height, width in sizes:
-        coarse = torch.randint(0, classes, (height // 16, width // 16), generator=generator)
-        labels = coarse.repeat_interleave(16, 0).repeat_interleave(16, 1)
+        coarse = torch.randint(0, classes, (-(-height // 16), -(-width // 16)), generator=generator)
+        labels = coarse.repeat_interleave(16, 0).repeat_interleave(16, 1)[:height, :width].contiguous()
         labels[:5] = 255
         image = torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
         samples.append({"image": image, "sem_seg": labels, "height": 50, "width": 70})
