@@ -258,7 +258,7 @@ def test_published_parameter_groups() -> None:
 def test_evaluation_of_several_data_sets_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     from types import SimpleNamespace
 
-    def fake(cfg: Any, model: Any, dataset: Any, folder_name: str) -> Any:
+    def fake(cfg: Any, model: Any, dataset: Any, folder_name: str, tasks: Any) -> Any:
         return {"sem_seg": {"mIoU": 1.0}}, {"semantic/00": Path(dataset.metadata.name)}
 
     monkeypatch.setattr(evaluating, "evaluate_dataset", fake)
