@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -126,6 +126,28 @@ def get_metadata(name: str) -> Metadata:
     return get_dataset(name).metadata
 
 
+def known_things(name: str) -> tuple[bool, ...] | None:
+    """For each class of a data set, whether it is countable; None if neither catalog says.
+
+    What only ``MetadataCatalog`` has counts too: a model may be built where its training set is not registered.
+
+    Raises:
+        UserError: if there is more than one list of classes.
+    """
+    if name.startswith(folder.PREFIX) or name in catalog.dataset_names():
+        return tuple(get_metadata(name).things)
+    # Asked whether it is there first, since asking for it would make it.
+    found = MetadataCatalog.get(name) if name in MetadataCatalog.list() else None
+    if found is None:
+        return None
+    if not found.get("stuff_classes") and not found.get("thing_classes"):
+        things = set((found.get("thing_dataset_id_to_contiguous_id") or {}).values())
+        return tuple(label in things for label in range(max(things) + 1)) if things else None
+    metadata = metadata_of_catalog(name)
+    silent = metadata.evaluators == ("sem_seg",) and not any(metadata.things)
+    return None if silent else tuple(metadata.things)
+
+
 def with_image_id(record: Mapping[str, Any]) -> Record:
     """The record with an ``image_id``, which Detectron2 does without where nothing but labels is measured."""
     return {"image_id": record["file_name"], **record}
@@ -145,9 +167,7 @@ def metadata_of_catalog(name: str) -> Metadata:
     kind = _kind(name, found)
     classes = found.thing_classes if kind == "instances" else found.stuff_classes
     count = len(classes)
-    things = {"sem_seg": set(), "instances": set(range(count))}.get(kind)
-    if things is None:
-        things = set(found.get("thing_dataset_id_to_contiguous_id", {}).values())
+    things = set(range(count)) if kind == "instances" else _things_among(classes, found)
     colors = found.get("thing_colors" if kind == "instances" else "stuff_colors")
     truth = {"sem_seg": "sem_seg", "panoptic_seg": "pan_seg", "instances": "annotations"}[kind]
     semantic_too = kind == "panoptic_seg" and found.get("sem_seg_root") is not None
@@ -158,7 +178,7 @@ def metadata_of_catalog(name: str) -> Metadata:
         colors=_colors(colors, count),
         ignore_label=int(found.get("ignore_label", 255 if count <= 255 else 65535)),
         evaluators=("sem_seg", kind) if semantic_too else (kind,),
-        dataset_ids=_dataset_ids(found, count),
+        dataset_ids=_dataset_ids(found, count, kind),
         truth=("sem_seg", truth) if semantic_too else (truth,),
         annotation_file=found.get("panoptic_json" if kind == "panoptic_seg" else "json_file"),
         panoptic_root=found.get("panoptic_root"),
@@ -186,11 +206,19 @@ def _kind(name: str, found: Any) -> str:
     )
 
 
-def _dataset_ids(found: Any, count: int) -> list[int]:
-    """(K,) ids that the data set's own files use."""
+def _things_among(classes: Sequence[str], found: Any) -> set[int]:
+    """Which of the stuff_classes the table of things means; none if it is about a list of their own."""
+    own = found.get("thing_classes")
+    table = found.get("thing_dataset_id_to_contiguous_id") or {}
+    return set(table.values()) if not own or list(own) == list(classes) else set()
+
+
+def _dataset_ids(found: Any, count: int, kind: str) -> list[int]:
+    """(K,) ids that the data set's own files use, from the tables of the list of classes that `kind` is about."""
+    tables = {"sem_seg": ("stuff",), "instances": ("thing",), "panoptic_seg": ("stuff", "thing")}[kind]
     ids = list(range(count))
-    for table in ("stuff_dataset_id_to_contiguous_id", "thing_dataset_id_to_contiguous_id"):
-        for dataset_id, label in (found.get(table) or {}).items():
+    for table in tables:
+        for dataset_id, label in (found.get(f"{table}_dataset_id_to_contiguous_id") or {}).items():
             if 0 <= label < count:
                 ids[label] = int(dataset_id)
     return ids

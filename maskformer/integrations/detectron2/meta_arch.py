@@ -7,15 +7,13 @@ from typing import Any
 
 import torch.nn.functional as F
 from detectron2.config import configurable
-from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, build_sem_seg_head
 from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
 from torch import Tensor, nn
 
 from maskformer.build import mask_former_options, thing_flags
-from maskformer.data.catalog import dataset_names
-from maskformer.data.datasets.folder import PREFIX
 from maskformer.errors import UserError
+from maskformer.integrations.detectron2 import catalog
 from maskformer.integrations.detectron2.backbones import (
     Detectron2Backbone,
     check_keys,
@@ -161,32 +159,29 @@ def _before_loading(_module: nn.Module, state: dict[str, Any], prefix: str, *_: 
 
 
 def things_of(cfg: Any) -> tuple[bool, ...]:
-    """Which classes are countable, from the metadata of the first training set: Detectron2's, else our catalog's.
+    """Which classes are countable, from what `catalog` knows of the first training set.
 
     Raises:
-        UserError: if panoptic or instance results are asked for and nothing says which classes are countable.
+        UserError: if that has no one list of classes or things beyond ``NUM_CLASSES``, or if panoptic or instance
+            results are asked for and nothing says which classes are countable.
     """
-    classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-    name = cfg.DATASETS.TRAIN[0] if cfg.DATASETS.TRAIN else ""
-    # Asked whether it is there first, since asking for it would make it.
-    metadata = MetadataCatalog.get(name) if name in MetadataCatalog.list() else None
-    if metadata is not None and hasattr(metadata, "thing_dataset_id_to_contiguous_id"):
-        countable = set(metadata.thing_dataset_id_to_contiguous_id.values())
-        if countable and max(countable) >= classes:
-            raise UserError(
-                f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {classes}, but {name} has a thing of class {max(countable)}: set "
-                "the key to the number of its things and stuff"
-            )
-        return tuple(label in countable for label in range(classes))
-    if not name or name in dataset_names() or name.startswith(PREFIX):
+    if not cfg.DATASETS.TRAIN:
         return thing_flags(cfg, None)
-    only_things = metadata is not None and not hasattr(metadata, "stuff_classes")
-    if only_things and len(getattr(metadata, "thing_classes", ())) == classes:
-        return (True,) * classes
+    classes, name = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, cfg.DATASETS.TRAIN[0]
+    known = catalog.known_things(name)
     test = cfg.MODEL.MASK_FORMER.TEST
-    if test.PANOPTIC_ON or test.INSTANCE_ON:
+    if known is None and (test.PANOPTIC_ON or test.INSTANCE_ON):
         raise UserError(
             f"MODEL.MASK_FORMER.TEST.PANOPTIC_ON or INSTANCE_ON needs to know which classes are things, but {name} "
-            f"does not say: set MetadataCatalog.get({name!r}).thing_dataset_id_to_contiguous_id"
+            f"does not say: switch both off, or set MetadataCatalog.get({name!r}).thing_dataset_id_to_contiguous_id "
+            "and no thing_classes other than its stuff_classes"
         )
-    return ()
+    if known is None:
+        return ()
+    last = max((label for label, thing in enumerate(known) if thing), default=-1)
+    if last >= classes:
+        raise UserError(
+            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {classes}, but {name} has a thing of class {last}: set the key to the "
+            "number of its things and stuff"
+        )
+    return (*known, *[False] * classes)[:classes]

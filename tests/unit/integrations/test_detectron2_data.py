@@ -177,6 +177,19 @@ def test_detectron2_metadata_of_a_user_in_our_terms(catalogs: None, fields: Any,
     assert dataset.records[0]["image_id"] == "a.jpg"  # which Detectron2 does not need
 
 
+def test_detectron2_ids_are_those_of_the_classes_that_are_predicted() -> None:
+    # As Detectron2 has COCO: 92 is the first stuff, behind "things" at 0, and 1 the first thing.
+    stuff = catalog.get_metadata("coco_2017_val_panoptic_stuffonly")
+    assert (stuff.num_classes, stuff.classes[:2], list(stuff.dataset_ids[:3])) == (
+        54,
+        ["things", "banner"],
+        [0, 92, 93],
+    )
+    assert not any(stuff.things)
+    things = catalog.get_metadata("coco_2017_val")
+    assert (things.num_classes, list(things.dataset_ids[-2:]), all(things.things)) == (80, [89, 90], True)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [({}, "has no classes"), ({"thing_classes": ["a"], "stuff_classes": ["things", "b"]}, "differ")],

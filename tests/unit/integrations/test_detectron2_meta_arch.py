@@ -295,6 +295,25 @@ def test_detectron2_metadata_that_does_not_say_is_refused_where_it_matters(datas
     assert things_of(cfg) == ()
 
 
+def test_detectron2_table_of_things_of_the_same_list_counts_for_semantic_sets_too(dataset: Any) -> None:
+    dataset.set(stuff_classes=list("abcde"), thing_dataset_id_to_contiguous_id={10: 1, 30: 4})
+    assert things_of(panoptic_config("third_party_train")) == (False, True, False, False, True)
+
+
+def test_detectron2_stuff_of_coco_alone_has_no_things() -> None:
+    cfg = panoptic_config("coco_2017_train_panoptic_stuffonly", 54)  # whose metadata have the 80 things too
+    with pytest.raises(UserError, match="but coco_2017_train_panoptic_stuffonly does not say: switch both off"):
+        things_of(cfg)
+    cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON = False
+    assert things_of(cfg) == ()
+
+
+def test_detectron2_things_and_stuff_numbered_apart_are_refused() -> None:
+    for classes in (54, 80, 133):
+        with pytest.raises(UserError, match=r"thing_classes and stuff_classes of data set .*_separated' differ"):
+            things_of(panoptic_config("coco_2017_train_panoptic_separated", classes))
+
+
 def test_detectron2_takes_things_from_our_catalog_where_it_has_none() -> None:
     assert things_of(panoptic_config("shapes_panoptic_train")) == (False, False, True, True, True)
     # Detectron2's own registration of COCO and our table agree.
