@@ -118,6 +118,30 @@ def load_weights(model: nn.Module, path: str | Path, *, strict: bool = False, mi
     """
     file = open_weights(path, model)
     targets = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(layouts.OURS)}
+    report, values = check_weights(file, targets, strict=strict, min_fit=min_fit)
+    with torch.no_grad():
+        for name, tensor in values.items():
+            targets[name].copy_(resize_table(name, as_map(name, tensor), tuple(targets[name].shape)))
+    return report
+
+
+def check_weights(
+    file: WeightFile, targets: Mapping[str, Tensor], *, strict: bool = False, min_fit: float = ENOUGH
+) -> tuple[LoadingReport, dict[str, Tensor]]:
+    """What `load_weights` copies, and how it refuses a file; nothing is copied here.
+
+    Args:
+        file: what was read.
+        targets: tensors of the model under our names. One that has none, of another's module, is found by its own.
+        strict: see `load_weights`.
+        min_fit: see `load_weights`.
+
+    Returns:
+        The report, and the file's tensors under our names, position tables not resized yet.
+
+    Raises:
+        UserError: the file does not belong to this model, or (`strict`) does not fill it completely.
+    """
     file, family, full_names = _recognise(file, targets)
     sources, report = _assign(file, family, full_names, targets)
     _check_numbers(file, (name for ours, name in sources.items() if targets[ours].is_floating_point()))
@@ -132,11 +156,8 @@ def load_weights(model: nn.Module, path: str | Path, *, strict: bool = False, mi
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             report.not_finite.append(name)
     if strict:
-        _refuse_incomplete(report)
-    with torch.no_grad():
-        for name, tensor in values.items():
-            targets[name].copy_(resize_table(name, as_map(name, tensor), tuple(targets[name].shape)))
-    return report
+        refuse_incomplete(report)
+    return report, values
 
 
 def _recognise(file: WeightFile, targets: Mapping[str, Tensor]) -> tuple[WeightFile, layouts.Family, Mapping[str, str]]:
@@ -170,7 +191,7 @@ def _assign(
             report.ignored.append(name)
             continue
         full = full_names[name]
-        ours = full if full.startswith(layouts.OURS) else layouts.to_ours(full, kind)
+        ours = full if full.startswith(layouts.OURS) or full in targets else layouts.to_ours(full, kind)
         if ours is None or ours not in targets:
             report.unexpected.append(name)
         elif ours in sources:
@@ -314,7 +335,12 @@ def _bad_fit(file: WeightFile, part: str, filled: int, absent: list[str], extra:
     )
 
 
-def _refuse_incomplete(report: LoadingReport) -> None:
+def refuse_incomplete(report: LoadingReport) -> None:
+    """Refuse weights that leave a part of a model as initialised, or have something left over: what `strict` means.
+
+    Raises:
+        UserError: saying what.
+    """
     problems = (
         (
             "the file has nothing for the",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -137,7 +137,9 @@ class Trainer(DefaultTrainer):
     def build_hooks(self) -> list[HookBase]:
         """Detectron2's hooks, a line every ``LOG_PERIOD`` iterations, and test-time augmentation at the end."""
         # Here, because one of the hooks saves with it.
-        self.checkpointer = MaskFormerCheckpointer(self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = MaskFormerCheckpointer(
+            self.model, self.cfg.OUTPUT_DIR, min_fit=self.cfg.MODEL.WEIGHTS_MIN_FIT, trainer=weakref.proxy(self)
+        )
         hooks: list[HookBase] = super().build_hooks()
         writers = [hook for hook in hooks if isinstance(hook, detectron2_hooks.PeriodicWriter)]
         for hook in writers:
@@ -166,7 +168,7 @@ class Trainer(DefaultTrainer):
         self.iter = int(checkpoint["iteration"])
         model: Any = self.model
         model = getattr(model, "module", model)
-        load_optimizer_state(self.optimizer, with_names_of(model, checkpoint["optimizer"]))
+        load_optimizer_state(self.optimizer, with_names_of(model, checkpoint["optimizer"], checkpoint["model"]))
         self.scheduler = build_scheduler(self.cfg, self.optimizer, self.iter + 1)
         if "scale" in (checkpoint.get("scaler") or {}) and hasattr(self._trainer, "grad_scaler"):
             self._trainer.grad_scaler.load_state_dict(checkpoint["scaler"])
@@ -189,18 +191,19 @@ class Trainer(DefaultTrainer):
         self.seed = int(state_dict.get("seed", self.seed))
 
 
-def with_names_of(model: nn.Module, saved: Mapping[str, Any]) -> dict[str, Any]:
+def with_names_of(model: nn.Module, saved: Mapping[str, Any], weights: Collection[str]) -> dict[str, Any]:
     """A native optimizer's state under the names that a model's parameters have here.
 
     Args:
         model: built by Detectron2.
         saved: `state_dict()` of a native optimizer.
+        weights: names of the native model's, frozen ones too, which say what its backbone is.
     """
     # A parameter and its entry in the state dict, which has the published name, share their memory.
     held = {tensor.data_ptr(): name for name, tensor in model.state_dict().items()}
     known = {held.get(parameter.data_ptr(), name): name for name, parameter in model.named_parameters()}
     native = [name for group in saved["param_groups"] for name in group["param_names"]]
-    kind = layouts.backbone_kind(native)
+    kind = layouts.backbone_kind(weights)
     names = {name: layouts.to_published(name, kind) or name.removeprefix(layouts.OURS) for name in native}
     groups = [
         {**group, "param_names": [known.get(names[name], name) for name in group["param_names"]]}

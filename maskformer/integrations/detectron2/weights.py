@@ -5,10 +5,12 @@ The names come from `checkpoint.layouts`; here they are put on what Detectron2 s
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
@@ -16,9 +18,12 @@ from torch import Tensor, nn
 from maskformer.checkpoint import hub, layouts
 from maskformer.checkpoint.files import WeightFile, read_torch_file, read_weight_file, recognise
 from maskformer.checkpoint.huggingface import join_projections, our_names
+from maskformer.checkpoint.loading import ENOUGH, LoadingReport, check_weights, refuse_incomplete
 from maskformer.checkpoint.resizing import as_map, can_resize, resize_table
 from maskformer.checkpoint.sources import TIMM
 from maskformer.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 BACKBONE = "backbone"
 PIXEL_DECODER = "pixel_decoder"
@@ -30,6 +35,8 @@ PUBLISHED_ROOTS = {
 }
 _PUBLISHED = next(family for family in layouts.FAMILIES if family.title == "published MaskFormer")
 _COUNTER = "num_batches_tracked"
+_IN_PYRAMID = "backbone.bottom_up."
+_FILE = "weight_file"
 
 
 class PublishedPlace:
@@ -135,14 +142,42 @@ class MaskFormerCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer, which also reads every family of weight files that `load_weights` reads.
 
     Those are: native checkpoints, into any meta-architecture; models in Hugging Face's layout; backbones of the
-    original Swin release, of torchvision and timm. Arguments are those of the class it extends.
+    original Swin release, of torchvision and timm. Weights of another model are refused by the rules of `load_weights`.
+
+    Args:
+        model: to fill and save.
+        save_dir: folder of the checkpoints.
+        strict: refuse weights that do not fill the model completely, as evaluation wants; a run that is resumed always
+            does.
+        min_fit: refuse weights of which less than this share of a part fits (``MODEL.WEIGHTS_MIN_FIT``).
+        others: see the class it extends.
     """
+
+    def __init__(
+        self, model: nn.Module, save_dir: str = "", *, strict: bool = False, min_fit: float = ENOUGH, **others: Any
+    ) -> None:
+        super().__init__(model, save_dir, **others)
+        self.strict = strict
+        self.min_fit = min_fit
+        self._resuming = False
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> Any:
+        """As Detectron2's.
+
+        Raises:
+            UserError: the file cannot be had or read, or is for another model.
+        """
+        self._resuming = resume and self.has_checkpoint()
+        try:
+            return super().resume_or_load(path, resume=resume)
+        finally:
+            self._resuming = False
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> Any:
         """As Detectron2's, also from ``hf://owner/name``.
 
         Raises:
-            UserError: the file cannot be had or read.
+            UserError: the file cannot be had or read, or is for another model.
         """
         if path and path.startswith(TIMM):
             raise UserError(
@@ -156,7 +191,40 @@ class MaskFormerCheckpointer(DetectionCheckpointer):
                     f"MODEL.WEIGHTS {path} is in several files: make one of them with `maskformer convert` first"
                 )
             path = str(file)
+        if path:
+            self._fetch(path)
         return super().load(path, *args, **kwargs)
+
+    def _fetch(self, path: str) -> None:
+        """Have the file on this machine, from where Detectron2 takes it then."""
+        reason = "there is no such file"
+        try:
+            if Path(self.path_manager.get_local_path(urlparse(path)._replace(query="").geturl())).is_file():
+                return
+        except Exception as error:  # whatever its handlers raise: there is no common class
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(
+            f"the weights {path} cannot be had ({reason}): check MODEL.WEIGHTS, the network connection, or "
+            "last_checkpoint in OUTPUT_DIR if the run is resumed"
+        )
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        file: WeightFile | None = checkpoint.pop(_FILE, None)
+        strict = self.strict or self._resuming
+        state = self.model.state_dict()
+        targets = our_targets(state, file) if file else {}
+        if file and targets:
+            report, _ = check_weights(file, targets, strict=strict, min_fit=self.min_fit)
+            logger.info("%s", report.summary())
+        path = file.path if file else "MODEL.WEIGHTS"
+        found = super()._load_model(checkpoint)
+        missing = [name for name in found.missing_keys if not name.endswith(_COUNTER)]
+        if len(missing) == sum(not name.endswith(_COUNTER) for name in state):
+            raise UserError(f"{path} holds nothing that fits this model: check MODEL.BACKBONE.NAME and MODEL.WEIGHTS")
+        if strict:
+            extra = [name for name in found.unexpected_keys if not _PUBLISHED.ignored.fullmatch(name)]
+            refuse_incomplete(LoadingReport(path, "Detectron2", missing=missing, unexpected=extra))
+        return found
 
     def _load_file(self, filename: str) -> Any:
         path = Path(filename)
@@ -171,8 +239,16 @@ class MaskFormerCheckpointer(DetectionCheckpointer):
         tensors = published_tensors(file, family)
         if family.backbone_only:  # found by the ends of their names, wherever the model has its backbone
             tensors = {name.removeprefix("backbone."): tensor for name, tensor in tensors.items()}
+        self._bring_to_current_version(tensors)
         self._fit_tables(tensors)
-        return {**rest, "model": tensors, "matching_heuristics": family.backbone_only}
+        return {**rest, _FILE: file, "model": tensors, "matching_heuristics": family.backbone_only}
+
+    def _bring_to_current_version(self, tensors: dict[str, Tensor]) -> None:
+        """Names of the first published version to those of the model, under which Detectron2 compares shapes."""
+        state = self.model.state_dict()
+        for name in [name for name in tensors if name not in state]:
+            if (current := layouts.current_version(name)) in state:
+                tensors[current] = tensors.pop(name)
 
     def _fit_tables(self, tensors: dict[str, Tensor]) -> None:
         """Swin's position tables resized, where window or image size differs, as natively."""
@@ -183,6 +259,38 @@ class MaskFormerCheckpointer(DetectionCheckpointer):
             table, wanted = as_map(target, tensors[name]), tuple(own.shape)
             if can_resize(target, tuple(table.shape), wanted):
                 tensors[name] = resize_table(target, table, wanted)
+
+
+def our_targets(state: Mapping[str, Tensor], file: WeightFile) -> dict[str, Tensor]:
+    """The tensors of a model of Detectron2 that a file can be checked against, under our names where they have any.
+
+    Args:
+        state: of the model, under the names it has there.
+        file: of a family that we know.
+
+    Returns:
+        Nothing, if the file is a backbone and it cannot be told which tensors are that of the model.
+    """
+    family = layouts.find_family(file.tensors)
+    if family is None or not family.backbone_only:
+        return _under_our_names(state)
+    inside = [name for name in state if name.startswith(_IN_PYRAMID)]
+    if inside:  # the pyramid around it has tensors too, which no such file holds
+        state = {name.replace(_IN_PYRAMID, "backbone.", 1): state[name] for name in inside}
+    targets = _under_our_names(state)
+    return targets if any(name.startswith(f"{layouts.OURS}backbone.") for name in targets) else {}
+
+
+def _under_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    kind = _backbone_kind(state)
+    return {layouts.to_ours(name, kind) or name: tensor for name, tensor in state.items()}
+
+
+def _backbone_kind(published: Collection[str]) -> layouts.BackboneKind:
+    """`layouts.backbone_kind` of published names."""
+    if "backbone.stem.conv1.weight" in published:
+        return "ResNet with a deep stem" if "backbone.stem.conv3.weight" in published else "ResNet"
+    return "Swin" if "backbone.patch_embed.proj.weight" in published else "other"
 
 
 def published_tensors(file: WeightFile, family: layouts.Family) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import detectron2.config
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model as build_detectron2_model
 from torch import nn
 
@@ -82,3 +83,18 @@ def labelled(classes: int, sizes: tuple[tuple[int, int], ...] = ((64, 96), (96, 
 def with_segments(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The same samples as our own recipes make them."""
     return [{**sample, "segments": SegmentMap.from_label_map(sample["sem_seg"], 255)} for sample in samples]
+
+
+def save(model: nn.Module, folder: Path, **extra: Any) -> Path:
+    DetectionCheckpointer(model, str(folder)).save("model_0000001", **extra)
+    return folder / "model_0000001.pth"
+
+
+def randomise(model: nn.Module) -> nn.Module:
+    """Every tensor another, so that none can be left out unnoticed."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            if tensor.is_floating_point():
+                tensor += 0.02 * torch.rand(tensor.shape, generator=generator)
+    return model

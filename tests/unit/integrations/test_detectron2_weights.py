@@ -36,6 +36,8 @@ from .detectron2_models import (
     detectron2_model,
     labelled,
     native_model,
+    randomise,
+    save,
     with_segments,
     words,
 )
@@ -73,21 +75,6 @@ def load(
 
     Reporting(model).load(str(path))
     return found[0]
-
-
-def save(model: nn.Module, folder: Path, **extra: Any) -> Path:
-    DetectionCheckpointer(model, str(folder)).save("model_0000001", **extra)
-    return folder / "model_0000001.pth"
-
-
-def randomise(model: nn.Module) -> nn.Module:
-    """Every tensor another, so that none can be left out unnoticed."""
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for tensor in model.state_dict().values():
-            if tensor.is_floating_point():
-                tensor += 0.02 * torch.rand(tensor.shape, generator=generator)
-    return model
 
 
 def scores(model: nn.Module) -> torch.Tensor:
