@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import weakref
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
 
 import torch
 from detectron2.engine import DefaultTrainer, HookBase
@@ -168,7 +168,7 @@ class Trainer(DefaultTrainer):
         self.iter = int(checkpoint["iteration"])
         model: Any = self.model
         model = getattr(model, "module", model)
-        load_optimizer_state(self.optimizer, with_names_of(model, checkpoint["optimizer"], checkpoint["model"]))
+        load_optimizer_state(self.optimizer, with_names_of(model, checkpoint["optimizer"]))
         self.scheduler = build_scheduler(self.cfg, self.optimizer, self.iter + 1)
         if "scale" in (checkpoint.get("scaler") or {}) and hasattr(self._trainer, "grad_scaler"):
             self._trainer.grad_scaler.load_state_dict(checkpoint["scaler"])
@@ -191,20 +191,23 @@ class Trainer(DefaultTrainer):
         self.seed = int(state_dict.get("seed", self.seed))
 
 
-def with_names_of(model: nn.Module, saved: Mapping[str, Any], weights: Collection[str]) -> dict[str, Any]:
+def with_names_of(model: nn.Module, saved: Mapping[str, Any]) -> dict[str, Any]:
     """A native optimizer's state under the names that a model's parameters have here.
 
     Args:
         model: built by Detectron2.
         saved: `state_dict()` of a native optimizer.
-        weights: names of the native model's, frozen ones too, which say what its backbone is.
     """
     # A parameter and its entry in the state dict, which has the published name, share their memory.
     held = {tensor.data_ptr(): name for name, tensor in model.state_dict().items()}
     known = {held.get(parameter.data_ptr(), name): name for name, parameter in model.named_parameters()}
     native = [name for group in saved["param_groups"] for name in group["param_names"]]
-    kind = layouts.backbone_kind(weights)
-    names = {name: layouts.to_published(name, kind) or name.removeprefix(layouts.OURS) for name in native}
+    # Which backbone it was, its names alone do not say where the first stages are frozen.
+    kinds: tuple[layouts.BackboneKind, ...] = get_args(layouts.BackboneKind)
+    readings = [
+        {name: layouts.to_published(name, kind) or name.removeprefix(layouts.OURS) for name in native} for kind in kinds
+    ]
+    names = max(readings, key=lambda reading: sum(name in known for name in reading.values()))
     groups = [
         {**group, "param_names": [known.get(names[name], name) for name in group["param_names"]]}
         for group in saved["param_groups"]
