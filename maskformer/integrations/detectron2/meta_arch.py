@@ -125,8 +125,9 @@ class MaskFormer(meta_arch.MaskFormer):
         Raises:
             UserError: if it cannot be used, is of another size than the image, or has classes that the model has not.
         """
-        classes = self.criterion.num_classes
-        return [{**s, "segments": segment_map(s, self.ignore_label, self.keep_empty, classes)} for s in samples]
+        criterion: Any = self.criterion
+        options = (self.ignore_label, self.keep_empty, criterion.num_classes)
+        return [{**sample, "segments": segment_map(sample, *options)} for sample in samples]
 
     def forward(
         self, samples: Sequence[Sample], normalizers: LossNormalizers | None = None
