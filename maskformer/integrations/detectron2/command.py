@@ -20,6 +20,7 @@ from maskformer.errors import UserError
 from maskformer.integrations.detectron2 import catalog
 from maskformer.integrations.detectron2.config import add_maskformer_config
 from maskformer.integrations.detectron2.training import Trainer, check_test_data, with_seed
+from maskformer.integrations.detectron2.validation import check_values
 from maskformer.integrations.detectron2.weights import MaskFormerCheckpointer
 
 USER_ERROR = 2
@@ -41,7 +42,7 @@ def build_config(config_file: str, overrides: Sequence[str] = ()) -> Any:
         A config that is not frozen; data sets of ours that it names are in Detectron2's catalogs.
 
     Raises:
-        UserError: if the file, a key, a device or a data set is not there.
+        UserError: if the file, a key, a device or a data set is not there, or a value cannot work.
     """
     cfg = get_cfg()
     add_maskformer_config(cfg, our_defaults=True)
@@ -50,6 +51,7 @@ def build_config(config_file: str, overrides: Sequence[str] = ()) -> Any:
         cfg.merge_from_list(list(overrides))
     except (KeyError, ValueError, AssertionError) as error:
         raise UserError(f"{config_file} or the keys after it do not fit Detectron2's config: {error}") from error
+    check_values(cfg)
     cfg.MODEL.DEVICE = str(resolve_device(cfg.MODEL.DEVICE))
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         catalog.ensure_registered(name)

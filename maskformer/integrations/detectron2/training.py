@@ -27,6 +27,7 @@ from maskformer.engine.optimizer import Clipper, build_clipper, build_optimizer,
 from maskformer.engine.schedule import build_scheduler
 from maskformer.errors import UserError
 from maskformer.integrations.detectron2 import catalog, data, evaluation
+from maskformer.integrations.detectron2.validation import check_values
 from maskformer.integrations.detectron2.weights import MaskFormerCheckpointer
 
 logger = logging.getLogger(__name__)
@@ -227,11 +228,12 @@ def with_seed(cfg: Any) -> Any:
 
 
 def check_config(cfg: Any, processes: int) -> None:
-    """Refuse what would silently not happen here.
+    """Refuse values that cannot work, and what would silently not happen here.
 
     Raises:
         UserError: naming the key and the way.
     """
+    check_values(cfg)
     for key, idle in NATIVE_ONLY.items():
         value: Any = cfg
         for part in key.split("."):
