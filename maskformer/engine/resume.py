@@ -16,7 +16,8 @@ import yaml
 import maskformer
 from maskformer import distributed
 from maskformer.checkpoint import FINAL_NAME, find_last_checkpoint, load_checkpoint, restore_model, save_checkpoint
-from maskformer.checkpoint.files import write_text
+from maskformer.checkpoint.files import read_torch_file, recognise, write_text
+from maskformer.checkpoint.training import KEYS, LAST_NAME
 from maskformer.config import dump, get_cfg
 from maskformer.config.tree import flatten
 from maskformer.engine.averaging import WeightAverage
@@ -24,6 +25,7 @@ from maskformer.engine.best import Best
 from maskformer.engine.device import rng_state, seed_of_process, set_rng_state
 from maskformer.engine.optimizer import load_optimizer_state
 from maskformer.engine.trainer import Precision, Trainer
+from maskformer.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -138,6 +140,34 @@ def start_run(folder: Path, resumption: Resumption | None) -> str:
     run_id = distributed.broadcast((resumption.run_id if resumption else "") or uuid.uuid4().hex[:12])
     distributed.on_main(lambda: write_text(folder / RUN_ID_NAME, run_id))
     return run_id
+
+
+def find_resumable(folder: Path) -> Path | None:
+    """The newest checkpoint in a folder, for ``--resume``; None if there is none.
+
+    Raises:
+        UserError: if there are checkpoints but none can be read, or if Detectron2 has gone on in the folder: its
+            checkpoint cannot be resumed from, and an older one of ours would silently undo its steps.
+    """
+    pointer = folder / LAST_NAME
+    newest = folder / Path(pointer.read_text(errors="replace").strip()).name if pointer.is_file() else folder
+    if newest.is_file() and _is_of_detectron2(newest):
+        raise UserError(
+            f"{newest}, the newest checkpoint there, is one of a run of Detectron2: go on with "
+            "tools/train_net_detectron2.py --resume, or start a run in another OUTPUT_DIR with MODEL.WEIGHTS set to it"
+        )
+    return find_last_checkpoint(folder)
+
+
+def _is_of_detectron2(path: Path) -> bool:
+    """Whether a file has the state of a run, but not as ours have it; read without its tensors."""
+    try:
+        content = read_torch_file(path, mapped=True) if recognise(path) == "torch" else None
+    except UserError:  # damaged: `find_last_checkpoint` says so
+        return False
+    if not isinstance(content, dict) or set(KEYS) <= content.keys():
+        return False
+    return {"model", "iteration"} <= content.keys() or {"model", "trainer"} <= content.keys()
 
 
 def find_restart(folder: Path) -> Path | None:

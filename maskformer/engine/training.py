@@ -12,7 +12,7 @@ import torch
 
 from maskformer import distributed
 from maskformer.build import build_model, build_model_to_fill, synchronize_norms
-from maskformer.checkpoint import find_last_checkpoint, load_weights
+from maskformer.checkpoint import load_weights
 from maskformer.checkpoint.files import write_text
 from maskformer.data.catalog import Dataset, get_dataset
 from maskformer.data.loading import build_train_loader
@@ -24,7 +24,15 @@ from maskformer.engine.evaluating import check_metric, check_test_sets, evaluate
 from maskformer.engine.hooks import CheckpointHook, EvaluationHook, MetricsHook, ProgressHook
 from maskformer.engine.optimizer import build_clipper, build_optimizer
 from maskformer.engine.profiling import ProfilerHook, parse_profile_window
-from maskformer.engine.resume import CheckpointSaver, Resumption, find_best, find_restart, flat_config, start_run
+from maskformer.engine.resume import (
+    CheckpointSaver,
+    Resumption,
+    find_best,
+    find_restart,
+    find_resumable,
+    flat_config,
+    start_run,
+)
 from maskformer.engine.schedule import build_scheduler
 from maskformer.engine.startup import DataUse, check_dataset, describe_run, fetch_weights
 from maskformer.engine.trainer import Hook, Precision, Trainer
@@ -43,12 +51,12 @@ def find_start(folder: Path, *, resume: bool, restarted: bool) -> Resumption | N
         restarted: whether this run was started anew after a failure: the newest checkpoint of this run.
 
     Raises:
-        UserError: if there are checkpoints, but none can be read.
+        UserError: if there are checkpoints, but none can be read, or Detectron2 has gone on there.
     """
     if not resume and not restarted:
         return None
     # Found by the main process alone: another might see an older state of a network file system.
-    path = distributed.on_main(lambda: find_last_checkpoint(folder) if resume else find_restart(folder))
+    path = distributed.on_main(lambda: find_resumable(folder) if resume else find_restart(folder))
     if path is None:
         logger.info(
             "%s: no checkpoint in %s, so this run starts from scratch", "--resume" if resume else "restarted", folder
