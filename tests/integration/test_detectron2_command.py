@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from maskformer.build import build_model
 from maskformer.checkpoint import load_weights
+from maskformer.checkpoint.training import save_model
 from maskformer.config import get_cfg
 from maskformer.data.datasets import shapes
 from maskformer.engine import main as train_net
@@ -246,6 +248,14 @@ def test_detectron2_two_processes_train_and_score_as_one(config: Path, tmp_path:
         (["--eval-only"], "MODEL.WEIGHTS is empty"),
         (["--eval-only", "--resume"], "MODEL.WEIGHTS is empty"),
         (["--eval-only", "MODEL.WEIGHTS", "x.pth", "DATASETS.TEST", "()"], "DATASETS.TEST is empty"),
+        (["--eval-only", "MODEL.WEIGHTS", "/nope.pkl"], "the weights /nope.pkl cannot be had"),
+        (["MODEL.WEIGHTS", "/nope.pkl"], "the weights /nope.pkl cannot be had"),
+        (["--num-machines", 2], "--num-machines is 2, but --num-gpus 0 is one process"),
+        (["--num-gpus", 2, "MODEL.DEVICE", "cpu"], "--num-gpus is 2 on 1 machine(s), but MODEL.DEVICE is 'cpu'"),
+        (["--num-gpus", -1], "--num-gpus is -1"),
+        (["--config-file", ""], "--config-file is missing"),
+        (["MODEL.LOAD_PROPOSALS", True], "MODEL.LOAD_PROPOSALS is True"),
+        (["SOLVER.MAX_ITER", 0], "SOLVER.MAX_ITER is 0"),
     ],
 )
 def test_detectron2_command_says_in_a_sentence_what_is_wrong(
@@ -255,6 +265,55 @@ def test_detectron2_command_says_in_a_sentence_what_is_wrong(
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said.startswith("error: ")
     assert message in said
+
+
+def test_detectron2_output_that_is_a_file_is_told(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(config, config) == 2
+    assert f"error: OUTPUT_DIR {config} cannot be made (File exists)" in capsys.readouterr().err
+
+
+def test_detectron2_evaluation_and_training_refuse_weights_of_another_model(
+    config: Path, whole_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = ["MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.WEIGHTS", whole_run / "model_final.pth"]
+    for words in (["--eval-only"], []):
+        assert run(config, tmp_path / "out", *words, *other) == 2
+        assert "model_final.pth is for another backbone: only 0 tensors fit" in capsys.readouterr().err
+    # What fits is taken if that is asked for.
+    cfg = build_config(str(config), [*map(str, other), "MODEL.WEIGHTS_MIN_FIT", 0.0, "OUTPUT_DIR", str(tmp_path)])
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    name = "sem_seg_head.predictor.query_embed.weight"
+    expected = checkpoint(whole_run / "model_final.pth")["model"][name]
+    assert torch.equal(trainer.model.state_dict()[name], expected)
+
+
+@pytest.mark.parametrize("mistake", [True, False])
+def test_detectron2_mistake_found_in_another_process_is_a_sentence_too(
+    mistake: bool, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # In the other process the number of GPUs is refused, or the process's number, 0, is no config.
+    arguments = SimpleNamespace(num_gpus=-3 if mistake else 1, num_machines=1)
+    work = partial(torch.multiprocessing.spawn, command.check_start, (arguments,))
+    monkeypatch.setattr(command, "launch", lambda *_, **__: work())
+    if not mistake:
+        with pytest.raises(torch.multiprocessing.ProcessRaisedException, match="AttributeError"):
+            run(config, tmp_path / "out")
+        return
+    assert run(config, tmp_path / "out") == 2
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("error: --num-gpus is -3: give the number")
+
+
+def test_detectron2_command_finds_shipped_recipes_from_any_folder(
+    whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["--eval-only", "SOLVER.MAX_ITER", 1, "MODEL.WEIGHTS", tmp_path / "initial.pth", "TEST.PICTURES", 0]
+    recipe = "configs/quickstart/shapes_panoptic.yaml"
+    model = build_model(get_cfg(recipe, ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]))
+    save_model(tmp_path / "initial.pth", model=model)
+    assert run(Path(recipe), tmp_path / "out", *words) == 0
+    assert (tmp_path / "out" / "config.yaml").is_file()
 
 
 def test_detectron2_seeds_are_drawn_where_none_is_given(config: Path) -> None:

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.config import get_cfg
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from torch.multiprocessing import ProcessRaisedException
 
 from maskformer.config.loading import find_config
 from maskformer.device import resolve_device
@@ -58,14 +60,57 @@ def build_config(config_file: str, overrides: Sequence[str] = ()) -> Any:
     return cfg
 
 
+def read_config(arguments: argparse.Namespace) -> Any:
+    """`build_config` of the arguments.
+
+    Raises:
+        UserError: see there; also if no file is named.
+    """
+    if not arguments.config_file:
+        raise UserError("--config-file is missing: name a recipe, such as configs/quickstart/shapes_panoptic.yaml")
+    return build_config(
+        arguments.config_file, [*arguments.opts, *(("MODEL.DEVICE", "cpu") if arguments.num_gpus == 0 else ())]
+    )
+
+
+def check_start(cfg: Any, arguments: argparse.Namespace) -> None:
+    """Refuse processes that could not run, and a folder that cannot be written, before anything is started.
+
+    Raises:
+        UserError: naming the argument or key.
+    """
+    processes, machines, gpus = arguments.num_gpus, arguments.num_machines, torch.cuda.device_count()
+    if processes < 0:
+        raise UserError(f"--num-gpus is {processes}: give the number of GPUs of this machine, or 0 for the CPU")
+    if machines > 1 and processes == 0:
+        raise UserError(
+            f"--num-machines is {machines}, but --num-gpus 0 is one process on the CPU: leave one of them out"
+        )
+    several = processes * machines > 1
+    if several and not cfg.MODEL.DEVICE.startswith("cuda"):
+        raise UserError(
+            f"--num-gpus is {processes} on {machines} machine(s), but MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, and "
+            "Detectron2 runs several processes on CUDA alone: use --num-gpus 0, or tools/train_net.py"
+        )
+    if several and processes > gpus:
+        raise UserError(f"--num-gpus is {processes}, but this machine has {gpus}: give {gpus} at most")
+    if "://" not in cfg.OUTPUT_DIR:
+        try:
+            Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"OUTPUT_DIR {cfg.OUTPUT_DIR} cannot be made ({error.strerror}): name another folder"
+            ) from error
+
+
 def run(arguments: argparse.Namespace) -> Any:
     """Train or evaluate in this process; Detectron2's launcher calls it in each.
 
     Raises:
         UserError: for every mistake in config, data or weights.
     """
-    overrides = [*arguments.opts, *(("MODEL.DEVICE", "cpu") if arguments.num_gpus == 0 else ())]
-    cfg = with_seed(build_config(arguments.config_file, overrides))
+    cfg = with_seed(read_config(arguments))
+    arguments.config_file = str(find_config(arguments.config_file))  # which Detectron2 copies into its log
     cfg.freeze()
     default_setup(cfg, arguments)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="maskformer")
@@ -113,6 +158,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = default_argument_parser(EPILOG).parse_args(argv)
     try:
+        # Each process reads it again; mistakes are found in this one.
+        check_start(read_config(arguments), arguments)
         launch(
             run,
             arguments.num_gpus,
@@ -122,6 +169,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             args=(arguments,),
         )
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)  # noqa: T201
-        return USER_ERROR
+        return report(str(error))
+    except ProcessRaisedException as error:
+        sentence = user_error_in(str(error))
+        if sentence is None:
+            raise
+        return report(sentence)
     return 0
+
+
+def user_error_in(traceback: str) -> str | None:
+    """The sentence of a `UserError` that ended a process, whose traceback alone is handed on; None for others."""
+    name, _, sentence = traceback.strip().splitlines()[-1].partition(": ")
+    # One sentence, so one line. All classes of such errors are ours and end like this.
+    return sentence if name.startswith("maskformer.") and name.endswith("UserError") else None
+
+
+def report(sentence: str) -> int:
+    """Print what the user has to mend; returns the exit code."""
+    print(f"error: {sentence}", file=sys.stderr, flush=True)  # noqa: T201
+    return USER_ERROR
