@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ from tests.miniatures import NAMES, make_miniature
 
 ADE20K = "configs/ade20k-150/maskformer_R50_bs16_160k.yaml"
 COCO = "configs/coco-panoptic/maskformer_panoptic_R50_bs64_554k.yaml"
+ROOT = Path(__file__).parents[2]
 CPU = ["MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", 0]
 
 
@@ -85,10 +89,12 @@ def prepared(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
 
 def measure(config_file: str, name: str, output: Path, *words: Any) -> list[dict[str, Any]]:
     """Metrics of our evaluators and of Detectron2's, which see the same results one after the other."""
-    classes = catalog.get_metadata(name).num_classes
-    keys = ["DATASETS.TRAIN", (name,), "DATASETS.TEST", (name,), "MODEL.SEM_SEG_HEAD.NUM_CLASSES", classes]
+    metadata = catalog.get_metadata(name)
+    keys = ["DATASETS.TRAIN", (name,), "DATASETS.TEST", (name,)]
+    keys += ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", metadata.num_classes]
+    keys += ["MODEL.SEM_SEG_HEAD.IGNORE_VALUE", metadata.ignore_label]
     cfg = build_config(config_file, [*CPU, "OUTPUT_DIR", str(output), *keys, *words])
-    model = Shifted(catalog.get_metadata(name).things)
+    model = Shifted(metadata.things)
     theirs = evaluation.build_detectron2_evaluator(cfg, name, output / "theirs")
     ours = evaluation.build_evaluator(cfg, name)
     results: list[dict[str, Any]] = []
@@ -115,6 +121,20 @@ def test_detectron2_semantic_metrics_are_ours(prepared: str, tmp_path: Path) -> 
     assert_equal(ours, theirs, ["mIoU", "fwIoU", "mACC", "pACC", *(f"IoU-{name}" for name in classes)])
     assert (tmp_path / "out" / "inference" / "sem_seg_predictions.json").is_file()
     assert (tmp_path / "out" / "theirs" / "sem_seg_predictions.json").is_file()
+
+
+@pytest.mark.parametrize("family", ["ade20k", "cityscapes"])
+def test_detectron2_evaluation_reads_what_training_reads_of_the_sets_it_knows(family: str, tmp_path: Path) -> None:
+    """In a process of its own: Detectron2 fixes its root of data sets when it is imported.
+
+    Its listing of Cityscapes asks for files that neither training nor evaluating needs, and that are not there.
+    """
+    root = make_miniature(family, tmp_path / "data", val=3)
+    script = str(ROOT / "tests" / "integration" / "detectron2_registered.py")
+    line = [sys.executable, script, NAMES[family][1], str(tmp_path / "out")]
+    environment = os.environ | {"DETECTRON2_DATASETS": str(root), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=240)
+    assert result.returncode == 0, result.stderr[-3000:]
 
 
 @pytest.mark.parametrize("prepared", ["coco_panoptic", "ade20k_panoptic"], indirect=True)

@@ -115,10 +115,34 @@ def get_dataset(name: str) -> Dataset:
         UserError: if neither knows the name, or what Detectron2's metadata say is not enough.
     """
     ensure_registered(name)
-    ours = name.startswith(folder.PREFIX) or name in catalog.dataset_names()
-    if ours and DatasetCatalog[name] is _OURS.get(name):
+    if _is_read_by_ours(name):
         return catalog.get_dataset(name)
     return Dataset(metadata_of_catalog(name), partial(_list_records, name))
+
+
+def _is_read_by_ours(name: str) -> bool:
+    known = name.startswith(folder.PREFIX) or name in catalog.dataset_names()
+    return known and DatasetCatalog[name] is _OURS.get(name)
+
+
+def name_of_records(name: str) -> str:
+    """A name under which Detectron2 itself finds the records of `get_dataset`, with its metadata.
+
+    It is another one where Detectron2 has a function of its own for a data set that is read by ours: what is measured
+    has to be what was trained on and checked.
+
+    Raises:
+        UserError: if neither catalog knows the name.
+    """
+    ensure_registered(name)
+    if not _is_read_by_ours(name) or isinstance(DatasetCatalog[name], _Records):
+        return name
+    other = f"{name} (read by maskformer)"
+    if other not in DatasetCatalog:
+        DatasetCatalog.register(other, _Records(name))
+        fields = MetadataCatalog.get(name).as_dict()
+        MetadataCatalog.get(other).set(**{field: value for field, value in fields.items() if field != "name"})
+    return other
 
 
 def get_metadata(name: str) -> Metadata:

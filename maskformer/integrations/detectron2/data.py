@@ -157,8 +157,14 @@ def build_train_loader(cfg: Any, start_position: int = 0) -> TrainLoader | Label
 
 
 def build_test_loader(cfg: Any, dataset_name: str) -> Any:
-    """Detectron2's test loader with our test recipe, whose samples hold the truth that our evaluators need."""
-    catalog.ensure_registered(dataset_name)
+    """Detectron2's test loader with our test recipe, whose samples hold the truth that our evaluators need.
+
+    Raises:
+        UserError: if the data set cannot be used.
+    """
+    # Its records, not those that Detectron2 has under the name: these are what was checked before the run.
     return build_detection_test_loader(
-        cfg, dataset_name, mapper=MaskFormerMapper(cfg, is_train=False, dataset_name=dataset_name)
+        list(catalog.get_dataset(dataset_name).records),
+        mapper=MaskFormerMapper(cfg, is_train=False, dataset_name=dataset_name),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, COCOPanopticEvaluator, DatasetEvaluator, DatasetEvaluators
 from detectron2.evaluation import SemSegEvaluator as Detectron2SemSegEvaluator
 from detectron2.structures import Instances
@@ -100,9 +100,9 @@ def build_evaluator(
     Raises:
         UserError: if there is nothing to measure.
     """
-    metadata = catalog.get_metadata(dataset_name)
-    evaluators = build_evaluators(cfg, metadata, cfg.OUTPUT_DIR, folder_name=folder_name, tasks=tasks)
-    return MaskFormerEvaluator(evaluators, DatasetCatalog.get(dataset_name))
+    dataset = catalog.get_dataset(dataset_name)
+    evaluators = build_evaluators(cfg, dataset.metadata, cfg.OUTPUT_DIR, folder_name=folder_name, tasks=tasks)
+    return MaskFormerEvaluator(evaluators, dataset.records)
 
 
 def build_detectron2_evaluator(cfg: Any, dataset_name: str, output_dir: str | Path | None = None) -> DatasetEvaluators:
@@ -127,10 +127,11 @@ def build_detectron2_evaluator(cfg: Any, dataset_name: str, output_dir: str | Pa
 
 def _build_detectron2_evaluator(task: str, metadata: Metadata, folder: str | None) -> DatasetEvaluator:
     if task == "sem_seg":
-        records = DatasetCatalog.get(metadata.name)
+        records = catalog.get_dataset(metadata.name).records
         _check_files(metadata, "sem_seg_file_name", records[0].get("sem_seg_file_name"))
+        name = catalog.name_of_records(metadata.name)
         return Detectron2SemSegEvaluator(
-            metadata.name, output_dir=folder, sem_seg_loading_fn=partial(read_label_map, metadata=metadata)
+            name, output_dir=folder, sem_seg_loading_fn=partial(read_label_map, metadata=metadata)
         )
     found = MetadataCatalog.get(metadata.name)
     if task == "panoptic_seg":
