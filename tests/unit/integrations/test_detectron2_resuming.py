@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("detectron2", reason="Detectron2 is not installed, see docs/detectron2.md")
 
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.engine import SimpleTrainer
+from detectron2.engine.hooks import LRScheduler
+from detectron2.solver import build_lr_scheduler
 
 import maskformer
-from maskformer.checkpoint import layouts
+from maskformer.checkpoint import layouts, save_checkpoint
 from maskformer.engine.optimizer import build_optimizer, load_optimizer_state
+from maskformer.engine.resume import find_resumable
+from maskformer.errors import UserError
 from maskformer.integrations.detectron2.training import with_names_of
 
 from .detectron2_models import PER_PIXEL, R50, SWIN, TINY, both, detectron2_config, labelled, with_segments, words
@@ -37,3 +45,16 @@ def test_detectron2_optimizer_takes_up_a_native_state_with_frozen_stages(recipe:
     assert any(moment.any() for moment in found.values())
     for name, moment in found.items():
         assert torch.equal(moment, optimizer.state[published[name]]["exp_avg"]), name
+
+
+def test_detectron2_checkpoint_of_its_own_loop_is_not_passed_over_by_a_native_resume(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 3, model={"network.a": torch.zeros(2)})
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)
+    cfg = detectron2_config(R50, {"SOLVER.LR_SCHEDULER_NAME": "WarmupCosineLR"})
+    trainer = SimpleTrainer(model, [], optimizer)
+    trainer.register_hooks([LRScheduler(optimizer, build_lr_scheduler(cfg, optimizer))])
+    trainer.iter = 7
+    DetectionCheckpointer(model, str(tmp_path), trainer=trainer).save("model_0000007", iteration=7)
+    with pytest.raises(UserError, match=r"model_0000007.pth.* is one of a run of Detectron2"):
+        find_resumable(tmp_path)
