@@ -171,6 +171,13 @@ def test_detectron2_weights_are_evaluated_on_both_sides(config: Path, whole_run:
     assert {name: native[name] for name in expected} == pytest.approx(expected, abs=0.05)
 
 
+def test_detectron2_evaluation_saves_pictures(config: Path, whole_run: Path, tmp_path: Path) -> None:
+    words = ["--eval-only", "MODEL.WEIGHTS", whole_run / "model_final.pth", "TEST.PICTURES", 2]
+    assert run(config, tmp_path / "out", *words) == 0
+    pictures = sorted(path.name[:9] for path in (tmp_path / "out" / "inference" / "pictures").iterdir())
+    assert pictures == ["00_000000", "00_000000", "01_000003", "01_000003"]  # semantic and panoptic of two scenes
+
+
 def test_detectron2_evaluates_alone_and_with_augmentation(
     config: Path, whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
