@@ -93,8 +93,11 @@ def test_a_worker_that_is_ended_from_outside(tmp_path: Path) -> None:
 
 
 SLOW = """
-import os, pathlib, sys, time
+import os, pathlib, signal, sys, time
 from maskformer.data.preparation import command, runner
+
+# Ctrl-C as in a terminal: what a script starts in the background ignores it, and so do the tests then.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 class Sleeps:
     def finished(self, item):
