@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -17,7 +16,7 @@ from maskformer.data import image_io
 from maskformer.data.datasets import ade20k_full
 from maskformer.data.datasets.tables import read_rows
 from maskformer.data.preparation import files, runner
-from maskformer.data.preparation.command import build_parser, run_command
+from maskformer.data.preparation.command import plain_command
 from maskformer.data.transforms import Geometry, Resize, shortest_edge_size
 from maskformer.errors import UserError
 from maskformer.pickles import CodeRefusedError, InertArray, RefusedError, load_pickle
@@ -262,8 +261,4 @@ def prepare(root: Path, splits: Sequence[str], *, workers: int, overwrite: bool 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command ``datasets/prepare_ade20k_full_sem_seg.py``; returns its exit code."""
-
-    def work(arguments: argparse.Namespace) -> None:
-        prepare(arguments.root, arguments.splits, workers=arguments.workers, overwrite=arguments.overwrite)
-
-    return run_command(build_parser(_DESCRIPTION, list(OFFICIAL)), work, argv)
+    return plain_command(_DESCRIPTION, list(OFFICIAL), prepare, argv)

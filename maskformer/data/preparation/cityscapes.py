@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from maskformer.data import image_io
 from maskformer.data.datasets import cityscapes
 from maskformer.data.datasets.tables import read_rows
 from maskformer.data.preparation import files, runner
-from maskformer.data.preparation.command import build_parser, run_command
+from maskformer.data.preparation.command import plain_command
 from maskformer.errors import UserError
 
 OFFICIAL = {"train": 2975, "val": 500}
@@ -97,8 +96,4 @@ def prepare(root: Path, splits: Sequence[str], *, workers: int, overwrite: bool 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command ``datasets/prepare_cityscapes_sem_seg.py``; returns its exit code."""
-
-    def work(arguments: argparse.Namespace) -> None:
-        prepare(arguments.root, arguments.splits, workers=arguments.workers, overwrite=arguments.overwrite)
-
-    return run_command(build_parser(_DESCRIPTION, list(OFFICIAL)), work, argv)
+    return plain_command(_DESCRIPTION, list(OFFICIAL), prepare, argv)

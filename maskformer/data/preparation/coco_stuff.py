@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 
 from maskformer.data.datasets import coco_stuff
 from maskformer.data.preparation import files, runner
-from maskformer.data.preparation.command import build_parser, run_command
+from maskformer.data.preparation.command import plain_command
 from maskformer.errors import UserError
 
 OFFICIAL = {"train": 9000, "test": 1000}
@@ -167,8 +166,4 @@ def prepare(root: Path, splits: Sequence[str], *, workers: int, overwrite: bool 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command ``datasets/prepare_coco_stuff_10k_v1.0_sem_seg.py``; returns its exit code."""
-
-    def work(arguments: argparse.Namespace) -> None:
-        prepare(arguments.root, arguments.splits, workers=arguments.workers, overwrite=arguments.overwrite)
-
-    return run_command(build_parser(_DESCRIPTION, list(OFFICIAL)), work, argv)
+    return plain_command(_DESCRIPTION, list(OFFICIAL), prepare, argv)

@@ -87,6 +87,27 @@ def _speaking() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def plain_command(
+    description: str, splits: Sequence[str], prepare: Callable[..., None], argv: Sequence[str] | None = None
+) -> int:
+    """The command of a preparation that takes the common arguments alone.
+
+    Args:
+        description: as of `build_parser`.
+        splits: as of `build_parser`.
+        prepare: called with root and splits, ``workers`` and ``overwrite``.
+        argv: as of `run_command`.
+
+    Returns:
+        Exit code, as `run_command`.
+    """
+
+    def work(arguments: argparse.Namespace) -> None:
+        prepare(arguments.root, arguments.splits, workers=arguments.workers, overwrite=arguments.overwrite)
+
+    return run_command(build_parser(description, splits), work, argv)
+
+
 def run_command(parser: argparse.ArgumentParser, prepare: Prepare, argv: Sequence[str] | None = None) -> int:
     """Runs a preparation.
 

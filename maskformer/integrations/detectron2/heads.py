@@ -1,6 +1,6 @@
 """Our heads in Detectron2's registry: pixel decoder and predictor, with the published names in their state dicts.
 
-Shapes: B batch, L decoder layers, K classes, H×W padded image, h×w masks.
+Shapes: B batch, L decoder layers, Q queries, K classes, H×W padded image, h×w masks.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class MaskFormerHead(_Head):
         return build_parts(cfg, input_shape, cls.__name__)
 
     def forward(self, features: Mapping[str, Tensor]) -> MaskPredictions:
-        """The backbone's maps by name → predictions."""
+        """Maps by name, each (B, C_i, h_i, w_i) → class logits (L, B, Q, K+1), mask logits (L, B, Q, h, w)."""
         predictions: MaskPredictions = self.predict(features)
         return predictions
 

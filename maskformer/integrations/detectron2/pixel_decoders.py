@@ -38,7 +38,7 @@ class NativePixelDecoder(nn.Module):
         return decoded.embeddings, decoded.encoded
 
     def forward(self, features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """As `forward_features`."""
+        """As `forward_features`: maps (B, C_i, h_i, w_i) → embeddings (B, C, h, w), encoded map (B, C, h', w')."""
         return self.forward_features(features)
 
 
